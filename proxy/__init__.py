@@ -1,0 +1,1 @@
+"""Postern: an authenticating reverse proxy."""

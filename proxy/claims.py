@@ -1,0 +1,89 @@
+"""Who somebody is: Logto's claims (ID token merged with userinfo) turned into one value the gate can judge.
+
+Everything here is read leniently and trusted narrowly. Logto sends `null` for absent values, milliseconds for
+`created_at`, and in `identities.discord.details` a snapshot from the day the account was linked, of which only
+`userId` can be trusted. An e-mail address counts only when it is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A signed-in person as policy and headers see them. Absent values are None or empty, never made up."""
+
+    sub: str
+    username: str | None = None
+    name: str | None = None
+    email: str | None = None  # verified, or None
+    picture: str | None = None
+    roles: tuple[str, ...] = ()
+    organizations: tuple[str, ...] = ()
+    organization_roles: tuple[str, ...] = ()  # "org:role"
+    discord_id: str | None = None
+    discord_username: str | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Roles, then organization roles: what X-Forwarded-Groups carries."""
+        return self.roles + self.organization_roles
+
+    @property
+    def display(self) -> str:
+        """The best name a page can greet this person with."""
+        return self.name or self.username or self.email or self.sub
+
+
+def identity_from_claims(claims: Mapping[str, Any]) -> Identity:
+    """Read `claims` (an ID token's, updated with userinfo's) into an Identity.
+
+    Raises ValueError when `sub` is missing or not a non-empty string: without it there is nobody.
+    """
+    sub = claims.get("sub")
+    if not isinstance(sub, str) or not sub:
+        raise ValueError("claims carry no sub")
+    discord = _mapping(_mapping(claims.get("identities")).get("discord"))
+    details = _mapping(discord.get("details"))
+    raw = _mapping(details.get("rawData"))
+    return Identity(
+        sub=sub,
+        username=_text(claims.get("username")) or _text(claims.get("preferred_username")),
+        name=_text(claims.get("name")),
+        email=_text(claims.get("email")) if claims.get("email_verified") is True else None,
+        picture=_text(claims.get("picture")),
+        roles=_texts(claims.get("roles")),
+        organizations=_texts(claims.get("organizations")),
+        organization_roles=_texts(claims.get("organization_roles")),
+        discord_id=_text(discord.get("userId")),
+        discord_username=_text(raw.get("username")) or _text(details.get("name")),
+        claims=dict(claims),
+    )
+
+
+def lookup(claims: Mapping[str, Any], path: str) -> Any:
+    """Follow a dotted `path` through nested claims; None when a step is missing. A key that holds dots wins whole."""
+    if path in claims:
+        return claims[path]
+    here: Any = claims
+    for step in path.split("."):
+        if not isinstance(here, Mapping) or step not in here:
+            return None
+        here = here[step]
+    return here
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str) and item) if isinstance(value, list) else ()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
