@@ -39,6 +39,26 @@ class Identity:
         return self.name or self.username or self.email or self.sub
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What Logto issued for one sign-in, as of its last refresh. The repr shows none of it."""
+
+    id_token: str = field(repr=False)
+    access_token: str = field(repr=False)  # opaque, for Logto's userinfo
+    access_expires_at: float = field(repr=False)  # epoch seconds
+    refresh_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The outcome of a sign-in or a refresh: who, and with which tokens. Sessions are made of it."""
+
+    identity: Identity
+    tokens: Tokens
+    sid: str | None  # Logto's session id; only in ID tokens of applications with back-channel logout
+    signed_in_at: float  # epoch seconds; of the sign-in, not of the refresh
+
+
 def identity_from_claims(claims: Mapping[str, Any]) -> Identity:
     """Read `claims` (an ID token's, updated with userinfo's) into an Identity.
 

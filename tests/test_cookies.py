@@ -1,0 +1,127 @@
+"""Cookie fields as browsers, Logto and attackers send them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import cookies
+
+LOGTO = b'_logto={"appId":"3brou57d3pn17rx7ogxd1"}; _logto.sig=DSNpjuaG1zI77KbuMcaxBeu7-_o'
+OWN = frozenset({b"postern", b"__Host-postern"})
+ATTEMPTS = (b"postern_attempt_", b"__Secure-postern_attempt_")
+
+FIND = [
+    (b"postern=abc", [b"abc"]),
+    (b"a=1; postern=abc; b=2", [b"abc"]),
+    (b"a=1;postern=abc", [b"abc"]),
+    (b"a=1;\t postern \t=\t abc \t; b=2", [b"abc"]),
+    (LOGTO + b"; postern=abc", [b"abc"]),
+    (b"postern=abc; " + LOGTO, [b"abc"]),
+    (b"postern=first; postern=second", [b"first", b"second"]),
+    (b"postern=", [b""]),
+    (b'postern="abc"', [b'"abc"']),
+    (b"postern=a=b=c", [b"a=b=c"]),
+    (b"postern=abc;;;", [b"abc"]),
+    (b'a="; postern=abc; b="', [b"abc"]),
+    (b"", []),
+    (b"postern", []),
+    (b"POSTERN=abc", []),
+    (b"xpostern=abc", []),
+    (b"x postern=abc", []),
+    (b"a=postern=abc", []),
+    (b"a=1, postern=abc", []),
+    (b"posternx=abc", []),
+    (b"__Host-postern=abc", []),
+    (b"post\x00ern=abc", []),
+    (b"\xff\xfe=\x80; postern=\xe9", [b"\xe9"]),
+]
+
+
+@pytest.mark.parametrize(("header", "values"), FIND)
+def test_find(header: bytes, values: list[bytes]) -> None:
+    assert cookies.find_all(header, b"postern") == values
+    assert cookies.find(header, b"postern") == (values[0] if values else None)
+
+
+def test_names_are_taken_literally() -> None:
+    assert cookies.find(b"aXb=1; a.b=2", b"a.b") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("header", "pairs"),
+    [
+        ("", []),
+        (b"a=1; b = 2 ;c", [("a", "1"), ("b", "2")]),
+        (
+            b'_logto={"appId":"3b"}; _logto.sig=DS-_o; z=1',
+            [("_logto", '{"appId":"3b"}'), ("_logto.sig", "DS-_o"), ("z", "1")],
+        ),
+        (b"a=1; a=2", [("a", "1"), ("a", "2")]),
+        (b"=nameless; a==", [("", "nameless"), ("a", "=")]),
+        (b"a=\xe9", [("a", "é")]),
+    ],
+)
+def test_parse(header: bytes | str, pairs: list[tuple[str, str]]) -> None:
+    assert cookies.parse(header) == pairs
+
+
+STRIP = [
+    (b"a=1; b=2", b"a=1; b=2"),
+    (b"postern=x", None),
+    (b"__Host-postern=x; postern=y", None),
+    (b"postern=x; a=1", b"a=1"),
+    (b"a=1; postern=x", b"a=1"),
+    (b"a=1; postern=x; b=2", b"a=1; b=2"),
+    (b"a=1;postern=x;b=2", b"a=1;b=2"),
+    (b"postern=x; postern=y; a=1; __Host-postern=z", b"a=1"),
+    (b"postern_attempt_aB3-_x=s; a=1", b"a=1"),
+    (b"a=1; __Secure-postern_attempt_zz=s; postern_attempt_=t", b"a=1"),
+    (b"postern_theme=dark; postern=x", b"postern_theme=dark"),
+    (b"Postern=mine; xpostern=1", b"Postern=mine; xpostern=1"),
+    (LOGTO + b"; postern=x", LOGTO),
+    (b'a="; postern=x; b="', b'a="; b="'),
+    (b"  a=1 ;\tb=\xff\x00 ; postern=x", b"a=1 ;\tb=\xff\x00 "),
+    (b"a=1; \x0b\x0cpostern=x", b"a=1"),
+    (b"a=1; postern", b"a=1"),
+    (b"postern=x; ; ", None),
+    (b"", b""),
+]
+
+
+@pytest.mark.parametrize(("header", "rest"), STRIP)
+def test_strip(header: bytes, rest: bytes | None) -> None:
+    assert cookies.strip(header, OWN, ATTEMPTS) == rest
+
+
+def test_strip_with_no_prefixes_keeps_attempts() -> None:
+    assert cookies.strip(b"postern_attempt_a=1; postern=x", OWN) == b"postern_attempt_a=1"
+
+
+PARTS = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([b"postern=x", b" postern = y ", b"__Host-postern=z", b"postern_attempt_q=1", b"a=1", b" ", b'"']),
+)
+
+
+@given(st.lists(PARTS, max_size=8))
+def test_what_is_stripped_is_not_found_and_the_rest_is_whole(parts: list[bytes]) -> None:
+    header = b";".join(parts)
+    rest = cookies.strip(header, OWN, ATTEMPTS)
+    before = cookies.parse(header)
+    after = cookies.parse(rest or b"")
+    assert after == [pair for pair in before if not _own(pair[0])]
+    assert all(cookies.find(rest or b"", name) is None for name in OWN)
+
+
+@given(st.lists(PARTS, max_size=8))
+def test_find_agrees_with_parse(parts: list[bytes]) -> None:
+    header = b";".join(parts)
+    expected = [value.encode("latin-1") for name, value in cookies.parse(header) if name == "postern"]
+    assert cookies.find_all(header, b"postern") == expected
+
+
+def _own(name: str) -> bool:
+    stripped = name.encode("latin-1").strip()
+    return stripped in OWN or stripped.startswith(ATTEMPTS)
