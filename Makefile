@@ -1,0 +1,41 @@
+# `make` lists what there is. Everything happens in .venv; nothing needs activating.
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format lock clean
+
+VENV := .venv/bin
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+
+install: ## .venv with the postern command in it
+	@scripts/install runtime
+
+demo: install ## Postern, a stand-in Logto and a sample app on http://localhost:3000
+	@$(VENV)/postern demo
+
+test: ## every test; installs what they need first
+	@scripts/system-packages tests/system-packages.txt
+	@scripts/install test
+	@$(VENV)/python -m pytest --cov=proxy --cov-branch $(PYTEST_ARGS)
+
+check: ## lint, format, types, shell scripts, locks
+	@scripts/install dev
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/shellcheck scripts/install scripts/system-packages .ci/run
+	$(VENV)/python scripts/lock.py --check
+
+format: ## rewrites the code the way `make check` wants it
+	@scripts/install dev
+	$(VENV)/ruff check --fix
+	$(VENV)/ruff format
+
+lock: ## requirements/*.txt anew from pyproject.toml; `make lock UPGRADE=1` takes the newest versions
+	@scripts/install dev
+	$(VENV)/python scripts/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## removes .venv and every cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* dist build
