@@ -1,0 +1,231 @@
+"""The gate: who may pass. The one place that turns a request and a session into a verdict.
+
+Everything that forwards or answers asks here: the relay for each request, the gateway app for its pages. A verdict is
+reached synchronously and without I/O whenever the session is already in this process; otherwise `judge` returns None and
+`judge_later` asks the store. Nothing passes without a verdict of kind PASS, and every verdict carries its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from proxy import cookies
+from proxy.errors import StoreUnavailable, UpstreamProblem
+from proxy.http1 import RequestHead
+from proxy.policy import Decision, RequestFacts
+from proxy.routes import Match, Route, RouteTable, normalise_host
+from proxy.session import Miss, Session, SessionStore, cookie_name
+from proxy.settings import Settings
+
+Address = IPv4Address | IPv6Address
+
+
+class Kind(Enum):
+    """What becomes of a request."""
+
+    PASS = "pass"  # noqa: S105 -- a verdict, not a password
+    OWN = "own"  # below the gateway's own prefix
+    SIGN_IN = "sign_in"  # a navigation without a session: 302 to Logto
+    UNAUTHENTICATED = "unauthenticated"  # anything else without a session: 401
+    FORBIDDEN = "forbidden"  # a session, but no rule allows it: 403
+    FOREIGN_ORIGIN = "foreign_origin"  # a WebSocket opened by another site's page: 403
+    NOT_FOUND = "no_route"  # 404
+    AMBIGUOUS = "ambiguous_path"  # 400: could be read as a path with other rules
+    BAD_REQUEST = "bad_request"  # the relay could not read it: 4xx or 501, see `status`
+    UNAVAILABLE = "store_unavailable"  # the session store cannot be asked: 503
+    UPSTREAM = "upstream"  # the app behind failed: 502 or 504, see `status`
+    OVERLOADED = "overloaded"  # too many connections: 503
+
+
+class Verdict:
+    """What the gate says of one request, with the reason that pages, logs and `explain` show.
+
+    `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
+    where the gateway answers (0 for PASS and OWN).
+    """
+
+    __slots__ = ("decision", "detail", "kind", "reason", "route", "session", "status")
+
+    def __init__(
+        self,
+        kind: Kind,
+        *,
+        route: Route | None = None,
+        session: Session | None = None,
+        decision: Decision | None = None,
+        status: int = 0,
+        reason: str = "",
+        detail: str = "",
+    ) -> None:
+        self.kind = kind
+        self.route = route
+        self.session = session
+        self.decision = decision
+        self.status = status
+        self.reason = reason or kind.value
+        self.detail = detail
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.kind.name}, route={self.route.name if self.route else None}, reason={self.reason!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the gateway app is told about a request, in `scope["postern"]`."""
+
+    verdict: Verdict
+    request_id: str
+    client: str  # address of the client, trusted proxies taken off
+    scheme: str  # as the browser sees it
+    host: str  # as the browser sees it, with its port
+    url: str  # absolute, as the browser asked for it
+
+
+OWN: Final = Verdict(Kind.OWN)
+
+
+def upstream_failed(problem: UpstreamProblem, route: Route | None, session: Session | None) -> Verdict:
+    """The verdict for a request that passed the gate but got no usable answer."""
+    return Verdict(Kind.UPSTREAM, route=route, session=session, status=problem.status, reason=problem.value)
+
+
+def bad_request(status: int, detail: str) -> Verdict:
+    """The verdict for bytes that are no acceptable request."""
+    return Verdict(Kind.BAD_REQUEST, status=status, detail=detail)
+
+
+def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:
+    """Whether a browser would show the answer as a page, so that sending it to a sign-in makes sense.
+
+    Fetch metadata decides where the browser sends it. A prefetch is not a person's wish: it must not start a sign-in, nor may
+    an old browser's XHR, which only `X-Requested-With` gives away.
+    """
+    if method not in (b"GET", b"HEAD") or b"prefetch" in values.get(b"sec-purpose", values.get(b"purpose", b"")):
+        return False
+    mode = values.get(b"sec-fetch-mode")
+    if mode is not None:
+        return mode == b"navigate"
+    return b"text/html" in values.get(b"accept", b"") and b"x-requested-with" not in values
+
+
+class Gate:
+    """Judges requests against the routes, their policies and the session store of one gateway."""
+
+    def __init__(
+        self, settings: Settings, routes: RouteTable, store: SessionStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.routes = routes
+        self._store = store
+        self._clock = clock
+        self._cookie = cookie_name(settings).encode()
+        self._prefix = settings.prefix.encode()
+        self._prefix_slash = self._prefix + b"/"
+        self._public_origin = settings.public_url.lower().encode()
+        self._scheme = self._public_origin.partition(b"://")[0] + b"://"
+
+    def judge(self, head: RequestHead, host: str, client: Address | None) -> Verdict | None:
+        """Judge a request to `host` from `client`; None when the session has to be read from the store first."""
+        match = self._match(head, host)
+        if isinstance(match, Verdict):
+            return match
+        session = self._peek(head)
+        if session is Miss.MISS:
+            return None
+        return self._decide(head, host, client, match, session)
+
+    async def judge_later(self, head: RequestHead, host: str, client: Address | None) -> Verdict:
+        """As `judge`, reading the session from the store. Never raises for the store's sake: that is UNAVAILABLE."""
+        match = self._match(head, host)
+        if isinstance(match, Verdict):
+            return match
+        try:
+            session = await self.session_of(head.values.get(b"cookie"))
+        except StoreUnavailable as error:
+            # Fail closed, yet sign nobody out: the cookie is kept. Only what needs no session goes on.
+            if match.route is None or not match.route.policy.anonymous:
+                return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
+            session = None
+        return self._decide(head, host, client, match, session)
+
+    async def session_of(self, cookie_header: bytes | None) -> Session | None:
+        """The session that a Cookie header carries, if it is alive. Raises StoreUnavailable.
+
+        A browser may send several cookies of our name (another path or domain, an older set-up): a stale one must not hide a
+        valid one, so each is tried.
+        """
+        if cookie_header:
+            for value in cookies.find_all(cookie_header, self._cookie):
+                session = await self._store.load(value.decode("ascii", "replace"))
+                if session is not None:
+                    return session
+        return None
+
+    def _match(self, head: RequestHead, host: str) -> Match | Verdict:
+        path = head.path
+        if path.startswith(self._prefix_slash) or path == self._prefix:
+            return OWN
+        match = self.routes.match(normalise_host(host), path)
+        if match.ambiguous:
+            detail = "a path that a server behind could read as another one, with other rules"
+            return Verdict(Kind.AMBIGUOUS, route=match.route, status=400, detail=detail)
+        if match.route is None:
+            return Verdict(Kind.NOT_FOUND, status=404)
+        return match
+
+    def _peek(self, head: RequestHead) -> Session | Miss | None:
+        header = head.values.get(b"cookie")
+        if header is None or self._cookie not in header:
+            return None
+        for value in cookies.find_all(header, self._cookie):
+            session = self._store.peek(value.decode("ascii", "replace"))
+            if session is not None:
+                return session
+        return None
+
+    def _decide(
+        self, head: RequestHead, host: str, client: Address | None, match: Match, session: Session | None
+    ) -> Verdict:
+        route = match.route
+        if route is None:  # _match has answered this already; never pass what has no route
+            return Verdict(Kind.NOT_FOUND, status=404)
+        identity = session.identity if session is not None else None
+        facts = RequestFacts(method=head.method.decode("ascii"), path=match.path, client=client, now=self._clock())
+        decision = route.policy.decide(identity, facts)
+        if not decision.allowed:
+            return self._refusal(head, route, session, decision)
+        if head.upgrade is not None and session is not None and not self._same_origin(head, host):
+            detail = "the WebSocket was opened by a page of another origin"
+            return Verdict(
+                Kind.FOREIGN_ORIGIN, route=route, session=session, decision=decision, status=403, detail=detail
+            )
+        return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=decision.reason.value)
+
+    @staticmethod
+    def _refusal(head: RequestHead, route: Route, session: Session | None, decision: Decision) -> Verdict:
+        if session is None and decision.needs_sign_in:
+            navigation = head.upgrade is None and is_navigation(head.method, head.values)
+            kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
+            return Verdict(kind, route=route, decision=decision, status=302 if navigation else 401)
+        return Verdict(
+            Kind.FORBIDDEN,
+            route=route,
+            session=session,
+            decision=decision,
+            status=403,
+            reason=decision.reason.value,
+            detail=decision.detail,
+        )
+
+    def _same_origin(self, head: RequestHead, host: str) -> bool:
+        """Whether a WebSocket's Origin is ours. Browsers always send one, and cookies go along whichever page opens it
+        (cross-site WebSocket hijacking): programs that send none hold the cookie by their own doing."""
+        origin = head.values.get(b"origin")
+        if origin is None:
+            return True
+        origin = origin.lower()
+        return origin == self._public_origin or origin == self._scheme + host.lower().encode("ascii", "replace")
