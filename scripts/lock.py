@@ -81,41 +81,35 @@ def floor(project: dict[str, Any]) -> str:
 def write(lock: Lock, python: str, *, upgrade: bool) -> None:
     """Resolve one lock with uv and write it. Ends the program when there is no resolution."""
     constraints = [] if lock.name == "dev" else ["--constraint", "requirements/dev.txt"]
-    before = (
-        [] if upgrade or not lock.path.is_file() else ["--output-file", str(lock.path)]
-    )  # keeps versions that still fit
+    keep = ["--upgrade"] if upgrade else []  # else uv keeps what the present file pins, as far as it still fits
+    options = ["--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-emit-index-url"]
+    command = [
+        "pip",
+        "compile",
+        *options,
+        "--python-version",
+        python,
+        *constraints,
+        *keep,
+        "--output-file",
+        str(lock.path),
+        "-",
+    ]
     found = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-config",
-            "--universal",
-            "--python-version",
-            python,
-            "--generate-hashes",
-            "--no-header",
-            "--no-emit-index-url",
-            "--no-emit-find-links",
-            *constraints,
-            *before,
-            "-",
-        ],
+        [sys.executable, "-m", "uv", *command],
         input="\n".join(lock.inputs),
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if KEPT.match(k)},
+        env={key: value for key, value in os.environ.items() if KEPT.match(key)},
         check=False,
         capture_output=True,
         text=True,
     )
     if found.returncode:
         sys.exit(found.stderr)
-    body = found.stdout.replace("via -r -", "via pyproject.toml").replace("#   -r -", "#   pyproject.toml")
-    head = f"# {lock.purpose}\n# Written by `make lock`; not edited by hand.\n{lock.digest(python)}\n"
-    lock.path.write_text(head + body, "utf-8")
+    body = lock.path.read_text("utf-8")
+    lock.path.write_text(
+        f"# {lock.purpose}\n# Written by `make lock`; not edited by hand.\n{lock.digest(python)}\n{body}", "utf-8"
+    )
     print(f"lock: {lock.path.relative_to(ROOT)}: {body.count('==')} packages")
 
 
