@@ -53,8 +53,8 @@ class Lock:
 def locks(project: dict[str, Any]) -> list[Lock]:
     """Read the locks that a parsed pyproject.toml asks for, the one that constrains the others first."""
     runtime = tuple(project["project"]["dependencies"])
-    build = tuple(project["build-system"]["requires"])
     groups = project["dependency-groups"]
+    build = (*project["build-system"]["requires"], *groups["build"])
     return [
         Lock(
             "dev", "everything but the programs of the end-to-end tests: make check", (*runtime, *build, *groups["dev"])
