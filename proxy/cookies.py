@@ -1,4 +1,4 @@
-"""The Cookie request field (RFC 6265 5.4): find a cookie in it, list it, take the gateway's own ones out of it.
+"""Cookies (RFC 6265): find, list and take them out of a Cookie field; name and write the gateway's own.
 
 `http.cookies.SimpleCookie` cannot be used: it stops at the first cookie it does not understand and forgets all that
 follow. Logto sets `_logto={"appId":"…"}`, raw JSON, and on localhost its cookies reach every port: one visit to Logto
@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the relay reads cookies without carrying pydantic along
+    from proxy.settings import Settings
 
 
 def find(header: bytes, name: bytes) -> bytes | None:
@@ -36,25 +39,66 @@ def parse(header: bytes | str) -> list[tuple[str, str]]:
     return [(name.strip(" \t"), value.strip(" \t")) for name, _, value in pairs]
 
 
-def strip(header: bytes, names: Collection[bytes], prefixes: tuple[bytes, ...] = ()) -> bytes | None:
-    """`header` without the cookies in `names` and those whose name starts with one of `prefixes`; None: nothing left.
+def strip(header: bytes, own: tuple[bytes, ...]) -> bytes | None:
+    """`header` without the cookies that `is_own` knows as `own`; None: nothing is left of it.
 
     The other cookies keep every byte, and their order. Splitting at each semicolon, quoted or not, is the safe reading:
     an app that believes in quoted strings (RFC 2965) would take `a="; postern=…; b="` for one cookie `a`, and an
     attacker who can set `a` and `b` would read the session out of it.
     """
     parts = header.split(b";")
-    kept = [part for part in parts if not _is_named(part, names, prefixes)]
+    kept = [part for part in parts if not is_own(part, own)]
     if len(kept) == len(parts):
         return header
     rest = b";".join(kept).lstrip(b" \t")
     return rest if rest.strip(b" \t;") else None
 
 
-def _is_named(part: bytes, names: Collection[bytes], prefixes: tuple[bytes, ...]) -> bool:
+def is_own(cookie: bytes, own: tuple[bytes, ...]) -> bool:
+    """Whether `cookie` (`name=value`, or a whole Set-Cookie value) bears one of the names in `own`.
+
+    An entry that ends in `_` stands for every name that begins so, any other for itself alone.
+    """
     # strip() without arguments also takes the \v and \f that lenient apps skip before a name
-    name = part.partition(b"=")[0].strip()
-    return name in names or name.startswith(prefixes)
+    name = cookie.partition(b"=")[0].strip()
+    return name.startswith(own) and (name in own or name.startswith(tuple(it for it in own if it.endswith(b"_"))))
+
+
+def session_name(settings: Settings) -> str:
+    """Name of the session cookie.
+
+    `__Host-` wherever it can be: browsers then take that cookie from no other host and from no plain-http page, so
+    that neither a sibling host nor a network attacker can plant a session. It rules out a Domain (RFC 6265bis 4.1.3).
+    """
+    name = settings.session.cookie.name
+    return f"__Host-{name}" if is_secure(settings) and not settings.session.cookie.domain else name
+
+
+def attempt_prefix(settings: Settings) -> str:
+    """How the names of sign-in attempts' cookies begin. Their Path rules out `__Host-`; `__Secure-` still helps."""
+    name = f"{settings.session.cookie.name}_attempt_"
+    return f"__Secure-{name}" if is_secure(settings) else name
+
+
+def own(settings: Settings) -> tuple[bytes, ...]:
+    """Every cookie the gateway sets, or set under another public URL or domain: what `strip` and `is_own` take."""
+    name = settings.session.cookie.name.encode()
+    return name, b"__Host-" + name, name + b"_attempt_", b"__Secure-" + name + b"_attempt_"
+
+
+def is_secure(settings: Settings) -> bool:
+    """Whether browsers reach the gateway over https, so that its cookies are `Secure`."""
+    return settings.public_url.startswith("https://")
+
+
+def build(settings: Settings, name: str, value: str, *, path: str, max_age: int, same_site: str) -> str:
+    """One Set-Cookie value; `max_age` in seconds, 0 deletes. HttpOnly always: no page's script has use for it."""
+    parts = [f"{name}={value}", f"Path={path}", f"Max-Age={max_age}", "HttpOnly", f"SameSite={same_site.capitalize()}"]
+    if settings.session.cookie.domain:
+        parts.insert(1, f"Domain={settings.session.cookie.domain}")
+    if is_secure(settings):
+        parts.append("Secure")
+    return "; ".join(parts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from proxy import cookies
 
 LOGTO = b'_logto={"appId":"3brou57d3pn17rx7ogxd1"}; _logto.sig=DSNpjuaG1zI77KbuMcaxBeu7-_o'
-OWN = frozenset({b"postern", b"__Host-postern"})
-ATTEMPTS = (b"postern_attempt_", b"__Secure-postern_attempt_")
+OWN = (b"postern", b"__Host-postern", b"postern_attempt_", b"__Secure-postern_attempt_")
 
 FIND = [
     (b"postern=abc", [b"abc"]),
@@ -92,11 +91,27 @@ STRIP = [
 
 @pytest.mark.parametrize(("header", "rest"), STRIP)
 def test_strip(header: bytes, rest: bytes | None) -> None:
-    assert cookies.strip(header, OWN, ATTEMPTS) == rest
+    assert cookies.strip(header, OWN) == rest
 
 
-def test_strip_with_no_prefixes_keeps_attempts() -> None:
-    assert cookies.strip(b"postern_attempt_a=1; postern=x", OWN) == b"postern_attempt_a=1"
+@pytest.mark.parametrize(
+    ("cookie", "known"),
+    [
+        (b"postern=1; Path=/; HttpOnly", True),
+        (b" postern =1", True),
+        (b"postern", True),
+        (b"postern_attempt_x=1", True),
+        (b"postern_attempt", False),
+        (b"postern_theme=1", False),
+        (b"a=postern=1", False),
+    ],
+)
+def test_is_own(cookie: bytes, known: bool) -> None:
+    assert cookies.is_own(cookie, OWN) is known
+
+
+def test_without_own_names_nothing_is_stripped() -> None:
+    assert cookies.strip(b"postern=x", ()) == b"postern=x"
 
 
 PARTS = st.one_of(
@@ -108,11 +123,11 @@ PARTS = st.one_of(
 @given(st.lists(PARTS, max_size=8))
 def test_what_is_stripped_is_not_found_and_the_rest_is_whole(parts: list[bytes]) -> None:
     header = b";".join(parts)
-    rest = cookies.strip(header, OWN, ATTEMPTS)
+    rest = cookies.strip(header, OWN)
     before = cookies.parse(header)
     after = cookies.parse(rest or b"")
     assert after == [pair for pair in before if not _own(pair[0])]
-    assert all(cookies.find(rest or b"", name) is None for name in OWN)
+    assert all(cookies.find(rest or b"", name) is None for name in OWN[:2])
 
 
 @given(st.lists(PARTS, max_size=8))
@@ -124,4 +139,4 @@ def test_find_agrees_with_parse(parts: list[bytes]) -> None:
 
 def _own(name: str) -> bool:
     stripped = name.encode("latin-1").strip()
-    return stripped in OWN or stripped.startswith(ATTEMPTS)
+    return stripped in OWN or stripped.startswith(OWN[2:])
