@@ -223,7 +223,8 @@ class Gate:
 
     def _same_origin(self, head: RequestHead, host: str) -> bool:
         """Whether a WebSocket's Origin is ours. Browsers always send one, and cookies go along whichever page opens it
-        (cross-site WebSocket hijacking): programs that send none hold the cookie by their own doing."""
+        (cross-site WebSocket hijacking): programs that send none hold the cookie by their own doing.
+        """
         origin = head.values.get(b"origin")
         if origin is None:
             return True

@@ -26,7 +26,9 @@ MAX_TRAILER: Final = 8192  # bytes of a trailer section
 # a line that does not match as a whole is missing from the result and the count gives it away. Possessive quantifiers: each
 # class ends where the next part begins, so there is nothing to come back for, on any input.
 _FIELD: Final = re.compile(rb"^([!#$%&'*+\-.^_`|~\w]++):[ \t]*+([\t -~\x80-\xff]*+)\r\n", re.MULTILINE)
-_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}) ([\x21\x22\x24-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n")
+_REQUEST_LINE: Final = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}) ([\x21\x22\x24-\x7e\x80-\xff]+) HTTP/1\.([01])\r\n"
+)
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r\n")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
@@ -44,7 +46,18 @@ class RequestHead:
     `*`), byte for byte as received; `host` is the authority it is asked of.
     """
 
-    __slots__ = ("expect_continue", "fields", "host", "keep_alive", "length", "method", "minor", "target", "upgrade", "values")
+    __slots__ = (
+        "expect_continue",
+        "fields",
+        "host",
+        "keep_alive",
+        "length",
+        "method",
+        "minor",
+        "target",
+        "upgrade",
+        "values",
+    )
 
     def __init__(self, method: bytes, target: bytes, minor: int, fields: Fields, values: dict[bytes, bytes]) -> None:
         self.method = method
@@ -132,7 +145,9 @@ def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS)
     return request, end + 4
 
 
-def read_response(buffer: bytes | bytearray, method: bytes, limits: HeadLimits = DEFAULT_LIMITS) -> tuple[ResponseHead, int] | None:
+def read_response(
+    buffer: bytes | bytearray, method: bytes, limits: HeadLimits = DEFAULT_LIMITS
+) -> tuple[ResponseHead, int] | None:
     """Read one response head (an interim 1xx one too) to a request of `method` from the start of `buffer`.
 
     Returns the head and the bytes it took, or None when more are needed. Raises MalformedResponse.

@@ -1,0 +1,235 @@
+"""One relayed request: from the gate's PASS to the last byte of the answer, and the tunnel it may turn into.
+
+An exchange stands between a client's connection and an upstream's and passes bytes on as they come, in both directions, with
+backpressure both ways: whichever side is slow, the other one is no longer read, so memory stays bounded by the two socket
+buffers. It never completes an answer that was cut short (RFC 9112 section 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from proxy.errors import UpstreamFailed, UpstreamProblem
+from proxy.gate import Verdict, upstream_failed
+from proxy.http1 import Fields, RequestHead, ResponseHead, chunk, last_chunk
+from proxy.upstream import Pool, UpstreamConnection, by_load
+
+if TYPE_CHECKING:
+    from proxy.connection import ClientConnection
+    from proxy.headers import RouteHeaders
+
+# RFC 9110 9.2.2: what may be sent twice without happening twice.
+IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_NO_BODY: Final = frozenset((204, 304))
+
+
+class Exchange:
+    """A request on its way to an upstream and the answer on its way back. The upstream's `Sink`."""
+
+    __slots__ = (
+        "_block",
+        "_chunked_out",
+        "_client",
+        "_connection",
+        "_fields",
+        "_head",
+        "_held",
+        "_pools",
+        "_request_chunked",
+        "_request_done",
+        "_retried",
+        "_task",
+        "body_out",
+        "started",
+        "tunnel",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        verdict: Verdict,
+        pools: tuple[Pool, ...],
+        fields: RouteHeaders,
+        block: bytes,
+    ) -> None:
+        self._client = client
+        self._head = head
+        self._pools = pools
+        self._fields = fields
+        self._block = block  # the request head as the upstream gets it
+        self._connection: UpstreamConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._held: list[bytes] = []  # body that came while no connection was there yet; reading is paused meanwhile
+        self._request_chunked = head.length is None
+        self._request_done = head.length == 0
+        self._retried = False
+        self._chunked_out = False
+        self.verdict = verdict
+        self.started = False  # a byte of the final response has gone to the client
+        self.tunnel = False
+        self.body_out = 0  # payload bytes sent to the client
+
+    # -- towards the upstream
+
+    def start(self) -> None:
+        """Send the request on a pooled connection, or open one."""
+        # A pooled connection may be closed by the server at the very moment it is used. A request that may be sent twice is
+        # then sent again; any other gets a connection of its own, because nobody could tell whether it was processed.
+        if self._head.method in IDEMPOTENT and self._head.length == 0 and self._head.upgrade is None:
+            for pool in by_load(self._pools):
+                connection = pool.take()
+                if connection is not None:
+                    self._send(connection)
+                    return
+        self._connect()
+
+    def body(self, data: bytes) -> None:
+        """Payload of the request's body has come from the client."""
+        if self._request_chunked and not self.tunnel:
+            data = chunk(data)
+        if self._connection is not None:
+            self._connection.write(data)
+        elif not self._request_done:
+            self._held.append(data)
+            self._client.pause()
+
+    def body_done(self, trailers: Fields) -> None:
+        """The request's body is complete. Trailers stay trailers, and identity among them is dropped."""
+        end = last_chunk(self._fields.trailers(trailers)) if self._request_chunked else b""
+        if self._connection is not None:
+            self._request_done = True
+            self._connection.end_request(end)
+        else:
+            self._held.append(end)
+            self._request_done = True
+
+    def client_eof(self) -> None:
+        """The client has closed its half of the tunnel."""
+        if self._connection is not None:
+            self._connection.write_eof()
+
+    def client_writable(self, writable: bool) -> None:
+        """The client keeps up with the answer, or not."""
+        if self._connection is not None:
+            if writable:
+                self._connection.resume()
+            else:
+                self._connection.pause()
+
+    def cancel(self) -> None:
+        """The client is gone, or the exchange is over for it: so is the upstream's work."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.abort()
+
+    def _connect(self) -> None:
+        self._client.await_upstream()
+        self._task = asyncio.get_running_loop().create_task(self._connect_and_send())
+
+    async def _connect_and_send(self) -> None:
+        failure: UpstreamFailed | None = None
+        for pool in by_load(self._pools):
+            try:
+                connection = await pool.connect()
+            except UpstreamFailed as error:
+                failure = error  # nothing has been sent: the next server may be asked
+                continue
+            self._task = None
+            self._send(connection)
+            return
+        self._task = None
+        if failure is not None:
+            self.upstream_failed(failure)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        held, self._held = self._held, []
+        connection.begin(self, self._head.method, self._block, complete=self._request_done)
+        if held:
+            connection.write(b"".join(held))
+        self._client.upstream_begun()
+
+    # -- from the upstream
+
+    def upstream_head(self, head: ResponseHead) -> None:
+        """Relay an interim or the final head (Sink)."""
+        client = self._client
+        if head.status == 101:
+            self._switch(head)
+            return
+        if head.status < 200:
+            if self._head.minor == 1:  # an HTTP/1.0 client has no notion of 1xx (RFC 9110 15.2)
+                client.write(self._fields.interim(head))
+            return
+        self.started = True
+        bodiless = self._head.method == b"HEAD" or head.status in _NO_BODY
+        self._chunked_out = head.length is None and self._head.minor == 1
+        # What ends by closing towards an HTTP/1.0 client, or has not been read to its end, cannot be followed by more.
+        if (head.length is None and self._head.minor == 0) or not client.request_read:
+            client.keep_alive = False
+        client.respond(
+            head.status,
+            self._fields.to_client(
+                head,
+                chunked=self._chunked_out or (head.chunked and bodiless),
+                close=not client.keep_alive,
+                date=client.date,
+                request_id=client.request_id,
+            ),
+        )
+
+    def upstream_data(self, data: bytes) -> None:
+        """Relay payload, or bytes of the tunnel (Sink)."""
+        self.body_out += len(data)
+        self._client.write(chunk(data) if self._chunked_out else data)
+
+    def upstream_done(self, trailers: Fields) -> None:
+        """The answer is complete (Sink)."""
+        self._connection = None
+        if self._chunked_out:
+            self._client.write(last_chunk(self._fields.trailers(trailers)))
+        self._client.finished()
+
+    def upstream_eof(self) -> None:
+        """The server has closed its half of the tunnel (Sink)."""
+        self._client.write_eof()
+
+    def upstream_failed(self, error: UpstreamFailed) -> None:
+        """No answer, or only a part of one (Sink)."""
+        connection, self._connection = self._connection, None
+        if self.started or self.tunnel:
+            self._client.cut_short()
+            return
+        stale = connection is not None and connection.used and not connection.answered
+        if stale and not self._retried and self._head.method in IDEMPOTENT and self._head.length == 0:
+            self._retried = True
+            self._connect()
+            return
+        self._client.answer(upstream_failed(error.problem, self.verdict.route, self.verdict.session))
+
+    def upstream_writable(self, writable: bool) -> None:
+        """The server keeps up with the request's body, or not (Sink)."""
+        if writable:
+            self._client.resume()
+        else:
+            self._client.pause()
+
+    def _switch(self, head: ResponseHead) -> None:
+        """The upstream agreed to switch protocols: from here on bytes are bytes, both ways (RFC 9110 7.8)."""
+        upgrade = self._head.upgrade
+        if upgrade is None or self._connection is None:
+            if self._connection is not None:
+                self._connection.abort()
+                self._connection = None
+            self._client.answer(upstream_failed(UpstreamProblem.GARBAGE, self.verdict.route, self.verdict.session))
+            return
+        self.tunnel = True
+        self.started = True
+        self._connection.open_tunnel()
+        self._client.open_tunnel(self._fields.switching(head, head.values.get(b"upgrade", upgrade)))
