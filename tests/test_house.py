@@ -23,11 +23,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def plan() -> dict[str, int]:
-    """Module as the table names it ("routes.py", "sandbox") -> its floor, 0 being the ground."""
-    found: dict[str, int] = {}
+def plan() -> dict[str, tuple[int, int]]:
+    """Module as the table names it ("routes.py", "sandbox") -> its floor, 0 being the ground, and the row it stands in.
+
+    Modules that share a row share a job: together they are one adapter.
+    """
+    found: dict[str, tuple[int, int]] = {}
     floor = -1
-    for line in (ROOT / "docs" / "architecture.md").read_text("utf-8").splitlines():
+    for number, line in enumerate((ROOT / "docs" / "architecture.md").read_text("utf-8").splitlines()):
         row = re.match(r"\| *([^|]*?) *\| *([^|]*?) *\|", line)
         if not row or not re.search(r"`[\w/]+(\.py|/)`", row[2]):
             continue
@@ -36,17 +39,20 @@ def plan() -> dict[str, int]:
         for module in re.findall(r"`(\w+\.py|\w+/)`", row[2]):
             if module != "templates/":
                 assert module not in found, f"{module} stands twice in the table"
-                found[module.rstrip("/")] = floor
+                found[module.rstrip("/")] = (floor, number)
     return found
 
 
-def imports(path: Path, *, typing_too: bool = True) -> Iterator[tuple[int, str]]:
+def imports(path: Path, *, loading_only: bool = False) -> Iterator[tuple[int, str]]:
     """Every import of `path`, at whatever depth: its line and the full name of a module, or of something in one."""
     package = path.relative_to(ROOT).parent.parts
     tree = ast.parse(path.read_text("utf-8"))
-    if not typing_too:
-        for guard in [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]:
-            guard.body = []
+    if loading_only:  # neither what only type checkers see, nor what a function imports when it is called
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+                isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            ):
+                node.body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -71,7 +77,7 @@ def graph() -> dict[str, set[str]]:
     edges: dict[str, set[str]] = {module: set() for module in MODULES}
     for path in FILES:
         module = path.relative_to(PACKAGE).parts[0]
-        targets = {own_module(name) for _, name in imports(path, typing_too=False)}
+        targets = {own_module(name) for _, name in imports(path, loading_only=True)}
         edges.setdefault(module, set()).update(target for target in targets if target and target != module)
     return edges
 
@@ -81,15 +87,15 @@ def test_the_table_and_the_tree_name_the_same_modules() -> None:
 
 
 def test_imports_go_down_and_never_sideways_on_the_middle_floor() -> None:
-    floors = plan()
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in FILES
-        for line, name in imports(path)
-        for here, there in [(path.relative_to(PACKAGE).parts[0], own_module(name))]
-        if there is not None and here != there and here in floors and there in floors
-        if floors[there] > floors[here] or (floors[there] == floors[here] == FLOORS.index("middle"))
-    ]
+    rooms = plan()
+    wrong = []
+    for path in FILES:
+        for line, name in imports(path):
+            here, there = rooms.get(path.relative_to(PACKAGE).parts[0]), rooms.get(own_module(name) or "")
+            if here is None or there is None or here == there:
+                continue
+            if there[0] > here[0] or there[0] == here[0] == FLOORS.index("middle"):
+                wrong.append(f"{name_of(path)}:{line} imports {name}")
     assert wrong == []
 
 
@@ -108,9 +114,9 @@ def test_no_imports_in_a_circle() -> None:
 
 
 def test_the_ground_floor_awaits_nothing_and_knows_no_client() -> None:
-    floors = plan()
+    rooms = plan()
     for path in FILES:
-        if floors.get(path.relative_to(PACKAGE).parts[0]) != FLOORS.index("ground"):
+        if rooms.get(path.relative_to(PACKAGE).parts[0], (None,))[0] != FLOORS.index("ground"):
             continue
         assert not {name.split(".")[0] for _, name in imports(path)} & CLIENTS, name_of(path)
         waiting = [
