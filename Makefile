@@ -19,12 +19,13 @@ test: ## every test; installs what they need first
 	@scripts/install test
 	@$(VENV)/python -m pytest --cov=proxy --cov-branch $(PYTEST_ARGS)
 
-check: ## lint, format, types, shell scripts, locks
+check: ## lint, format, types, shell scripts, Dockerfile, locks
 	@scripts/install dev
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 	$(VENV)/shellcheck scripts/install scripts/system-packages .ci/run
+	$(VENV)/hadolint Dockerfile
 	$(VENV)/python scripts/lock.py --check
 
 format: ## rewrites the code the way `make check` wants it
