@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import ACME, Organization
@@ -138,65 +138,66 @@ class Person:
 
 def ready_people() -> dict[str, Person]:
     """The people every stand-in starts with, by `sub`; a fresh, changeable copy at each call."""
-    avatar = "data:image/svg+xml;base64," + base64.b64encode(_AVATAR.encode()).decode()
-    people = [
-        Person(
-            sub="ada000000001",
-            name="Ada",
-            username="ada",
-            email="ada@example.test",
-            discord_id="100000000000000001",
-            discord_username="ada",
-            discord_name="Ada the admin",
-            about="role admin, administers the organization Acme",
-            picture=avatar,
-            roles=("admin",),
-            organization_roles={ACME.id: ("org-admin",)},
-            custom_data={"plan": "pro"},
-        ),
-        Person(
-            sub="max000000002",
-            name="Max",
-            username="max",
-            email="max@example.test",
-            discord_id="100000000000000002",
-            discord_username="max",
-            discord_name="Max the member",
-            about="role member, in the organization Acme",
-            roles=("member",),
-            organization_roles={ACME.id: ("org-member",)},
-        ),
-        Person(
-            sub="noe000000003",
-            name="Noe",
-            username=None,
-            email=None,
-            discord_id="100000000000000003",
-            discord_username="noe",
-            discord_name="Noe",
-            about="no verified e-mail, no username, no role",
-        ),
-        Person(
-            sub="han000000004",
-            name="汉字 é 😀",
-            username="hanzi",
-            email="hanzi@example.test",
-            discord_id="100000000000000004",
-            discord_username="hanzi",
-            discord_name="汉字 é 😀",
-            about="a name beyond ASCII",
-            roles=("member",),
-        ),
-        Person(
-            sub="new000000005",
-            name="newcomer",
-            username=None,
-            email="newcomer@example.test",
-            discord_id="100000000000000005",
-            discord_username="newcomer",
-            discord_name="Newcomer",
-            about="not registered yet: the first sign-in creates the account",
-            registered=False,
-        ),
-    ]
-    return {person.sub: person for person in people}
+    return {person.sub: replace(person) for person in _READY}
+
+
+_READY = (
+    Person(
+        sub="ada000000001",
+        name="Ada",
+        username="ada",
+        email="ada@example.test",
+        discord_id="100000000000000001",
+        discord_username="ada",
+        discord_name="Ada the admin",
+        about="role admin, administers the organization Acme",
+        picture="data:image/svg+xml;base64," + base64.b64encode(_AVATAR.encode()).decode(),
+        roles=("admin",),
+        organization_roles={ACME.id: ("org-admin",)},
+        custom_data={"plan": "pro"},
+    ),
+    Person(
+        sub="max000000002",
+        name="Max",
+        username="max",
+        email="max@example.test",
+        discord_id="100000000000000002",
+        discord_username="max",
+        discord_name="Max the member",
+        about="role member, in the organization Acme",
+        roles=("member",),
+        organization_roles={ACME.id: ("org-member",)},
+    ),
+    Person(
+        sub="noe000000003",
+        name="Noe",
+        username=None,
+        email=None,
+        discord_id="100000000000000003",
+        discord_username="noe",
+        discord_name="Noe without e-mail",
+        about="no verified e-mail, no username, no role",
+    ),
+    Person(
+        sub="han000000004",
+        name="汉字 é 😀",
+        username="hanzi",
+        email="hanzi@example.test",
+        discord_id="100000000000000004",
+        discord_username="hanzi",
+        discord_name="汉字 é 😀",
+        about="a name beyond ASCII",
+        roles=("member",),
+    ),
+    Person(
+        sub="new000000005",
+        name="newcomer",
+        username=None,
+        email="newcomer@example.test",
+        discord_id="100000000000000005",
+        discord_username="newcomer",
+        discord_name="Newcomer",
+        about="not registered yet: the first sign-in creates the account",
+        registered=False,
+    ),
+)

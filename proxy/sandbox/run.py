@@ -121,7 +121,9 @@ async def serve_sandbox(
         await stack.enter_async_context(running(logto, listener))
         stack.callback(logto.state.sandbox.release)
         if app_listener is not None:
-            await stack.enter_async_context(running(create_sample(), app_listener))
+            sample = create_sample()
+            await stack.enter_async_context(running(sample, app_listener))
+            stack.callback(sample.state.closing.set)
         if ready is not None:
             ready(Addresses(logto_url, address(app_listener) if app_listener is not None else None))
         await asyncio.Event().wait()
