@@ -1,10 +1,10 @@
-"""What the end-to-end tests stand on: one stand-in Logto for all of them, and a gateway for whoever asks."""
+"""What the end-to-end tests stand on: stand-ins for Logto, and gateways for whoever asks."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +14,21 @@ from tests.e2e.processes import Processes, Running, free_port, processes
 
 APP_ID = "posternsandbox0000001"
 APP_SECRET = "sandbox-secret-of-no-value-00001"
+
+SANDBOX = """
+import asyncio, sys
+from proxy.sandbox.run import serve_sandbox
+asyncio.run(serve_sandbox("127.0.0.1", int(sys.argv[1]), app_port=None, public_url=sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A running stand-in for Logto that knows the gateway at `public_url`."""
+
+    url: str
+    public_url: str
+    running: Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +41,7 @@ class Gateway:
     def signed_in(self, who: str, *, at: str = "/.postern/") -> Person:
         """Somebody who has just signed in as the ready person `who` and was led back to `at`."""
         person = Person()
-        page = walk_in(person, self.url + at, who)
+        page = walk_in(person, self.url + "/.postern/sign-in?return_to=" + at, who)
         assert page.url == self.url + at, page
         assert page.status < 400, page
         return person
@@ -38,7 +53,8 @@ StartGateway = Callable[..., Gateway]
 def walk_in(person: Person, url: str, who: str) -> Page:
     """Open `url` as a stranger would and answer what the stand-in Logto and Discord ask, as the ready person `who`."""
     page = person.browse(url)
-    page = person.choose(page, "Continue with Discord")
+    if any("Continue with Discord" in label for label, _ in page.links):
+        page = person.follow(page, "Continue with Discord")
     return person.choose(page, who)
 
 
@@ -53,10 +69,62 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield group
 
 
+def start_sandbox(group: Processes, public_url: str) -> Sandbox:
+    """Start a stand-in Logto for the gateway at `public_url`."""
+    port = free_port()
+    url = f"http://localhost:{port}"
+    running = group.start("sandbox", [sys.executable, "-c", SANDBOX, str(port), public_url])
+    running.ready(url + "/oidc/.well-known/openid-configuration")
+    return Sandbox(url, public_url, running)
+
+
+@pytest.fixture(scope="session")
+def sandbox(group: Processes) -> Sandbox:
+    """A stand-in Logto for tests that need no gateway of their own."""
+    return start_sandbox(group, f"http://localhost:{free_port()}")
+
+
 @pytest.fixture(scope="session")
 def start_gateway(group: Processes) -> StartGateway:
-    """Start a gateway before `upstream` (a URL, or the `[[route]]` tables of a settings file)."""
-    raise NotImplementedError(f"{free_port()}")
+    """Start a gateway before `upstream`: a URL, for a gateway set up by its environment alone, or `[[route]]` tables.
+
+    It gets a stand-in Logto of its own, unless `env` names another.
+    """
+
+    def start(name: str, upstream: str, *, port: int | None = None, env: Mapping[str, str] | None = None) -> Gateway:
+        port = port or free_port()
+        url = f"http://localhost:{port}"
+        settings = {
+            "POSTERN_PUBLIC_URL": url,
+            "POSTERN_LISTEN": f"127.0.0.1:{port}",
+            "LOGTO_APP_ID": APP_ID,
+            "LOGTO_APP_SECRET": APP_SECRET,
+            **(env or {}),
+        }
+        if "LOGTO_ENDPOINT" not in settings:
+            settings["LOGTO_ENDPOINT"] = start_sandbox(group, url).url
+        arguments = []
+        if upstream.startswith("http"):
+            settings["POSTERN_UPSTREAM"] = upstream
+        else:
+            config = group.directory / f"{name}.toml"
+            config.write_text(upstream, encoding="utf-8")
+            arguments = ["--config", str(config)]
+        running = group.postern("serve", *arguments, env=settings)
+        running.ready(url + "/.postern/readyz", status=lambda status: status == 200)
+        return Gateway(url, running)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def demo(group: Processes) -> Gateway:
+    """`postern demo`: the gateway, a stand-in Logto and the sample app behind."""
+    port = free_port()
+    running = group.postern("demo", "--port", str(port))
+    url = f"http://localhost:{port}"
+    running.ready(url + "/.postern/readyz", status=lambda status: status == 200)
+    return Gateway(url, running)
 
 
 @pytest.hookimpl(wrapper=True)

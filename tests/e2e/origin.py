@@ -179,9 +179,7 @@ class Origin:
 
     async def _on_events(self, asked: Asked) -> None:
         """Server-sent events, each written when the test releases it."""
-        asked.writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        asked.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         while (event := await self._events.get()) is not None:
             data = f"data: {event}\n\n".encode()
             asked.writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -132,6 +132,7 @@ class Page:
     links: list[tuple[str, str]] = field(default_factory=list)  # (text, absolute URL)
     text: str = ""  # what can be read, blanks collapsed
     language: str = ""
+    refresh: str = ""  # where <meta http-equiv="refresh"> leads at once
 
     def form(self, button: str = "") -> Form:
         """The form with a button whose label holds `button`, or the only one; fails with the page's text."""
@@ -191,14 +192,23 @@ class Person:
                 return response
             url = urljoin(url, response.headers["location"])
 
-    def browse(self, url: str, *, method: str = "GET", fields: Mapping[str, str] | None = None, came_from: str = "") -> Page:
-        """Go to `url` as a navigation and follow every redirect; 303 and a redirected POST become GET (RFC 9110 15.4)."""
+    def browse(
+        self, url: str, *, method: str = "GET", fields: Mapping[str, str] | None = None, came_from: str = ""
+    ) -> Page:
+        """Go to `url` as a navigation and follow every redirect, pages that refresh to another at once among them.
+
+        303 and a redirected POST become GET (RFC 9110 15.4).
+        """
         trail: list[str] = []
         while len(trail) <= MAX_REDIRECTS:
             trail.append(url)
             response = self._navigate(method, url, fields, came_from)
             if not response.is_redirect:
-                return _read_page(url, response, trail)
+                page = _read_page(url, response, trail)
+                if not page.refresh:
+                    return page
+                came_from, url, method, fields = url, page.refresh, "GET", None
+                continue
             came_from, url = url, _without_fragment(urljoin(url, response.headers["location"]))
             if response.status_code == 303 or (method == "POST" and response.status_code in {301, 302}):
                 method, fields = "GET", None
@@ -258,7 +268,7 @@ class _Reader(HTMLParser):
         self.by_id: dict[str, Form] = {}
         self.links: list[tuple[str, str]] = []
         self.words: list[str] = []
-        self.language = ""
+        self.language = self.refresh = ""
         self._form: Form | None = None
         self._link: tuple[str, int] | None = None
         self._button: tuple[Form, str, str, int] | None = None
@@ -272,6 +282,10 @@ class _Reader(HTMLParser):
             self._mute += 1
         elif tag == "html":
             self.language = given.get("lang", "")
+        elif tag == "meta" and given.get("http-equiv", "").lower() == "refresh":
+            delay, _, target = given.get("content", "").partition(";")
+            if delay.strip() == "0" and target:
+                self.refresh = urljoin(self.base, target.strip().removeprefix("url="))
         elif tag == "a" and "href" in given:
             self._link = (urljoin(self.base, given["href"]), len(self.words))
         elif tag == "label":
@@ -335,7 +349,7 @@ def _read_page(url: str, response: httpx2.Response, trail: list[str]) -> Page:
     reader = _Reader(url)
     reader.feed(text)
     reader.close()
-    page.forms, page.links, page.language = reader.forms, reader.links, reader.language
+    page.forms, page.links, page.language, page.refresh = reader.forms, reader.links, reader.language, reader.refresh
     page.text = _said(reader.words)
     return page
 

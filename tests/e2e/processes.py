@@ -127,7 +127,9 @@ class Running:
 
         def check() -> bool:
             if not self.alive:
-                raise NeverHappened(f"{self.name} ended with {self.popen.returncode} before it was ready\n{self.output()}")
+                raise NeverHappened(
+                    f"{self.name} ended with {self.popen.returncode} before it was ready\n{self.output()}"
+                )
             answer = http_status(url)
             return answer is not None and status(answer)
 
@@ -182,8 +184,9 @@ class Processes:
         cwd: Path | None = None,
     ) -> Running:
         """Start the installed `postern` command, the very one that people run, measured when this run measures."""
-        measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
-        return self.start(f"postern-{arguments[0]}", [POSTERN, *arguments], env={**measured, **(env or {})}, cwd=cwd)
+        return self.start(
+            f"postern-{arguments[0]}", [POSTERN, *arguments], env={**_measuring(), **(env or {})}, cwd=cwd
+        )
 
     def stop_all(self) -> None:
         for running in reversed(self.started):
@@ -220,6 +223,19 @@ def start_redis(group: Processes, port: int | None = None) -> tuple[Running, str
     return running, f"redis://127.0.0.1:{port}/0"
 
 
+def run_postern(*arguments: str | Path, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a `postern` command that ends by itself; nothing of the caller's environment but `env` is a setting."""
+    return subprocess.run(
+        [POSTERN, *arguments],
+        env={**_bare_environment(), **_measuring(), "HOME": str(cwd), **env},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def living(pids: set[int]) -> set[int]:
     """Those of `pids` that still run; a zombie does not."""
     return {pid for pid in pids if (stat := _stat(pid)) and stat[0] != "Z"}
@@ -235,6 +251,11 @@ def _bare_environment() -> dict[str, str]:
     """What a login shell would have; no setting of the developer's by accident."""
     carried = {name: os.environ[name] for name in ("PATH", "USER", "TZ", "TMPDIR") if name in os.environ}
     return {"LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **carried}
+
+
+def _measuring() -> dict[str, str]:
+    """How coverage makes itself known to child processes, when it runs."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def _state(running: Running) -> str:

@@ -187,14 +187,16 @@ def test_an_answer_that_ends_with_the_connection_and_is_reset_is_never_a_whole_o
             assert wire.ends_cleanly() is clean, how
 
 
-@pytest.mark.parametrize(("framing", "status"), [("length", {18, 56}), ("chunked", {18, 56}), ("until-close", {18, 56})])
+@pytest.mark.parametrize(
+    ("framing", "status"), [("length", {18, 56}), ("chunked", {18, 56}), ("until-close", {18, 56})]
+)
 def test_curl_reports_an_answer_cut_short(
     origin: Origin, cookie: str, gateway: Gateway, tmp_path: Path, framing: str, status: set[int]
 ) -> None:
     """18 is "partial file", 56 "failure in receiving"."""
     target, curl = tmp_path / "half", shutil.which("curl")
     assert curl
-    argv = [curl, "-q", "-sS", "-N", "-b", cookie, "-o", target, f"{gateway.url}/cut/{framing}/reset"]
+    argv = [curl, "-q", "-sS", "-N", "-b", cookie, "-o", str(target), f"{gateway.url}/cut/{framing}/reset"]
     running = subprocess.Popen(argv, stderr=subprocess.PIPE)
     eventually(lambda: target.exists() and target.stat().st_size >= 64 * 1024, what="curl has the first half")
     origin.emit("cut now")
@@ -298,5 +300,3 @@ def _settled(measure: Callable[[], int], *, calm: float = 0.75, within: float = 
 
     eventually(still, within=within, every=0.05, what="the value settles")
     return value
-
-

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.e2e.conftest import Gateway, StartGateway
 from tests.e2e.person import Person
@@ -42,7 +43,7 @@ def lab(group: Processes, start_gateway: StartGateway, tmp_path_factory: pytest.
 
 @pytest.fixture
 def person(lab: Gateway) -> Iterator[Person]:
-    with lab.signed_in("admin") as person:
+    with lab.signed_in("Ada") as person:
         page = person.browse(lab.url + "/lab")  # sets Jupyter's own _xsrf cookie
         assert page.status == 200
         assert "JupyterLab" in page.body.decode()
@@ -54,7 +55,7 @@ def test_a_kernel_computes_over_its_websocket(lab: Gateway, person: Person) -> N
     url = f"{lab.url.replace('http', 'ws', 1)}/api/kernels/{kernel['id']}/channels?session_id={uuid.uuid4().hex}"
     with connect(
         url,
-        origin=lab.url,  # type: ignore[arg-type]  # a NewType of str
+        origin=Origin(lab.url),
         additional_headers={"Cookie": person.cookie_header(lab.url)},
         max_size=None,
         open_timeout=30,
@@ -100,9 +101,22 @@ def _api(person: Person, lab: Gateway, method: str, path: str, model: dict[str, 
 
 def _execute(code: str) -> dict[str, Any]:
     """An execute_request (Jupyter messaging 5.3)."""
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": "e2e", "username": "", "version": "5.3"}
+    header = {
+        "msg_id": uuid.uuid4().hex,
+        "msg_type": "execute_request",
+        "session": "e2e",
+        "username": "",
+        "version": "5.3",
+    }
     content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    return {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell", "content": content, "buffers": []}
+    return {
+        "header": header,
+        "parent_header": {},
+        "metadata": {},
+        "channel": "shell",
+        "content": content,
+        "buffers": [],
+    }
 
 
 def _result(socket: Any, request: str) -> str:

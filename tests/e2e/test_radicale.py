@@ -52,13 +52,13 @@ def calendars(group: Processes, start_gateway: StartGateway, tmp_path_factory: p
 
 @pytest.fixture
 def admin(calendars: Gateway) -> Iterator[Person]:
-    with calendars.signed_in("admin") as person:
+    with calendars.signed_in("Ada") as person:
         yield person
 
 
 @pytest.fixture
 def member(calendars: Gateway) -> Iterator[Person]:
-    with calendars.signed_in("member") as person:
+    with calendars.signed_in("Max") as person:
         yield person
 
 
