@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 if TYPE_CHECKING:
-    from proxy.asgi import AsgiCall
-    from proxy.connection import ClientConnection
-    from proxy.exchange import Exchange
+    from proxy.gate import Verdict
+    from proxy.request import Request
 
 _FLUSH_SECONDS: Final = 0.2
 _escape: Final = (
@@ -31,32 +30,58 @@ class AccessLog:
         self._lines: list[str] = []
         self._flusher: asyncio.TimerHandle | None = None
 
-    def write(self, connection: ClientConnection, work: Exchange | AsgiCall | None, *, cut: bool = False) -> None:
-        """Add the line of the request that `connection` has just ended; `cut` when its answer is incomplete."""
+    def write(self, request: Request, *, cut: bool = False) -> None:
+        """Add the line of a request that has just ended; `cut` when its answer is incomplete."""
         if self._stream is None:
             return
-        head, verdict = connection.head, connection.verdict
-        method = head.method.decode("ascii") if head is not None else "-"
-        path = head.path.decode("latin-1") if head is not None else "-"
-        host = head.host.decode("latin-1") if head is not None else "-"
+        verdict = request.verdict
         session = verdict.session if verdict is not None else None
         route = verdict.route.name if verdict is not None and verdict.route is not None else ""
         outcome = "cut_short" if cut else verdict.reason if verdict is not None else ""
-        milliseconds = connection.seconds * 1000
-        sent = work.body_out if work is not None else 0
-        request_id = connection.request_id.decode("latin-1")
+        self._add(
+            request.id.decode("latin-1"),
+            request.origin.client,
+            request.head.method.decode("ascii"),
+            request.head.host.decode("latin-1"),
+            request.head.path.decode("latin-1"),
+            request.status,
+            route,
+            outcome,
+            session.identity.sub if session is not None else "",
+            request.seconds * 1000,
+            request.body_out,
+        )
+
+    def refused(self, peer: str, request_id: bytes, verdict: Verdict) -> None:
+        """Add the line of something that could not be read as a request."""
+        if self._stream is not None:
+            self._add(request_id.decode("latin-1"), peer, "-", "", "", verdict.status, "", verdict.reason, "", 0.0, 0)
+
+    def _add(
+        self,
+        request_id: str,
+        client: str,
+        method: str,
+        host: str,
+        path: str,
+        status: int,
+        route: str,
+        outcome: str,
+        user: str,
+        milliseconds: float,
+        sent: int,
+    ) -> None:
         if self._json:
             line = (
-                f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_escape(connection.client)},'
-                f'"method":{_escape(method)},"host":{_escape(host)},"path":{_escape(path)},"status":{connection.status},'
-                f'"route":{_escape(route)},"outcome":{_escape(outcome)},"user":{_escape(session.identity.sub if session else "")},'
+                f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_escape(client)},'
+                f'"method":{_escape(method)},"host":{_escape(host)},"path":{_escape(path)},"status":{status},'
+                f'"route":{_escape(route)},"outcome":{_escape(outcome)},"user":{_escape(user)},'
                 f'"ms":{milliseconds:.2f},"bytes":{sent}}}\n'
             )
         else:
-            user = session.identity.sub if session else "-"
             line = (
-                f"{time.strftime('%H:%M:%S')} {connection.status} {method} {_escape(host + path)[1:-1]} "
-                f"{milliseconds:.1f} ms {sent} B route={route or '-'} {outcome} user={_escape(user)[1:-1]} id={request_id}\n"
+                f"{time.strftime('%H:%M:%S')} {status} {method} {_escape(host + path)[1:-1]} {milliseconds:.1f} ms {sent} B "
+                f"route={route or '-'} {outcome} user={_escape(user or '-')[1:-1]} id={_escape(request_id)[1:-1]}\n"
             )
         self._lines.append(line)
         if self._flusher is None:

@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from proxy.bodies import chunk
 from proxy.gate import Call
-from proxy.http1 import Fields, RequestHead, chunk
+from proxy.http1 import Fields, RequestHead
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
@@ -38,10 +39,12 @@ class AsgiCall:
         "_drained",
         "_head",
         "_head_sent",
+        "_request_id",
+        "_status",
         "_task",
         "body_out",
         "started",
-    )  # fmt: skip
+    )
 
     def __init__(self, client: ClientConnection, head: RequestHead) -> None:
         self._client = client
@@ -54,12 +57,15 @@ class AsgiCall:
         self._head_sent: bytes | None = None
         self._chunked = False
         self._bodiless = head.method == b"HEAD"
+        self._status = 0
+        self._request_id = b""
         self._task: asyncio.Task[None] | None = None
         self.started = False
         self.body_out = 0
 
     def start(self, app: App, call: Call) -> None:
         """Run `app` for this request; what it needs to know beyond ASGI is in `scope["postern"]`."""
+        self._request_id = call.request_id.encode("latin-1")
         raw_path = self._head.path
         scope: Message = {
             "type": "http",
@@ -143,11 +149,11 @@ class AsgiCall:
             raise RuntimeError("a body was sent before its head")
         self.started = True
         head, self._head_sent = self._head_sent, b""
+        if head:
+            client.respond(self._status, head)
         if body and not self._bodiless:
             self.body_out += len(body)
-            client.write(head + (chunk(body) if self._chunked else body))
-        elif head:
-            client.write(head)
+            client.write(chunk(body) if self._chunked else body)
         if not self._drained.is_set():
             await self._drained.wait()
         if not more and self._client is not None:
@@ -168,11 +174,11 @@ class AsgiCall:
         if b"date" not in names:
             fields.append((b"date", client.date))
         if b"x-request-id" not in names:
-            fields.append((b"x-request-id", client.request_id))
+            fields.append((b"x-request-id", self._request_id))
         if not client.keep_alive:
             fields.append((b"connection", b"close"))
         lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-        client.status = status
+        self._status = status
         self._head_sent = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _reason(status), lines)
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from proxy.bodies import chunk, last_chunk
 from proxy.errors import UpstreamFailed, UpstreamProblem
-from proxy.gate import Verdict, upstream_failed
-from proxy.http1 import Fields, RequestHead, ResponseHead, chunk, last_chunk
+from proxy.gate import upstream_failed
+from proxy.http1 import Fields, ResponseHead
 from proxy.upstream import Pool, UpstreamConnection, by_load
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
     from proxy.headers import RouteHeaders
+    from proxy.request import Request
 
 # RFC 9110 9.2.2: what may be sent twice without happening twice.
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
@@ -36,6 +38,7 @@ class Exchange:
         "_head",
         "_held",
         "_pools",
+        "_request",
         "_request_chunked",
         "_request_done",
         "_retried",
@@ -43,18 +46,18 @@ class Exchange:
         "body_out",
         "started",
         "tunnel",
-        "verdict",
     )
 
     def __init__(
         self,
         client: ClientConnection,
-        head: RequestHead,
-        verdict: Verdict,
+        request: Request,
         pools: tuple[Pool, ...],
         fields: RouteHeaders,
         block: bytes,
     ) -> None:
+        head = request.head
+        self._request = request
         self._client = client
         self._head = head
         self._pools = pools
@@ -67,7 +70,6 @@ class Exchange:
         self._request_done = head.length == 0
         self._retried = False
         self._chunked_out = False
-        self.verdict = verdict
         self.started = False  # a byte of the final response has gone to the client
         self.tunnel = False
         self.body_out = 0  # payload bytes sent to the client
@@ -180,7 +182,7 @@ class Exchange:
                 chunked=self._chunked_out or (head.chunked and bodiless),
                 close=not client.keep_alive,
                 date=client.date,
-                request_id=client.request_id,
+                request_id=self._request.id,
             ),
         )
 
@@ -211,7 +213,7 @@ class Exchange:
             self._retried = True
             self._connect()
             return
-        self._client.answer(upstream_failed(error.problem, self.verdict.route, self.verdict.session))
+        self._give_up(error.problem)
 
     def upstream_writable(self, writable: bool) -> None:
         """The server keeps up with the request's body, or not (Sink)."""
@@ -220,6 +222,11 @@ class Exchange:
         else:
             self._client.pause()
 
+    def _give_up(self, problem: UpstreamProblem) -> None:
+        verdict = self._request.verdict
+        route, session = (verdict.route, verdict.session) if verdict is not None else (None, None)
+        self._request.answer(upstream_failed(problem, route, session))
+
     def _switch(self, head: ResponseHead) -> None:
         """The upstream agreed to switch protocols: from here on bytes are bytes, both ways (RFC 9110 7.8)."""
         upgrade = self._head.upgrade
@@ -227,7 +234,7 @@ class Exchange:
             if self._connection is not None:
                 self._connection.abort()
                 self._connection = None
-            self._client.answer(upstream_failed(UpstreamProblem.GARBAGE, self.verdict.route, self.verdict.session))
+            self._give_up(UpstreamProblem.GARBAGE)
             return
         self.tunnel = True
         self.started = True

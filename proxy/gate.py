@@ -130,17 +130,17 @@ class Gate:
 
     def judge(self, head: RequestHead, host: str, client: Address | None) -> Verdict | None:
         """Judge a request to `host` from `client`; None when the session has to be read from the store first."""
-        match = self._match(head, host)
+        match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
         session = self._peek(head)
         if session is Miss.MISS:
             return None
-        return self._decide(head, host, client, match, session)
+        return self.decide(head, host, client, match, session)
 
     async def judge_later(self, head: RequestHead, host: str, client: Address | None) -> Verdict:
         """As `judge`, reading the session from the store. Never raises for the store's sake: that is UNAVAILABLE."""
-        match = self._match(head, host)
+        match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
         try:
@@ -150,7 +150,7 @@ class Gate:
             if match.route is None or not match.route.policy.anonymous:
                 return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
             session = None
-        return self._decide(head, host, client, match, session)
+        return self.decide(head, host, client, match, session)
 
     async def session_of(self, cookie_header: bytes | None) -> Session | None:
         """The session that a Cookie header carries, if it is alive. Raises StoreUnavailable.
@@ -165,7 +165,8 @@ class Gate:
                     return session
         return None
 
-    def _match(self, head: RequestHead, host: str) -> Match | Verdict:
+    def match(self, head: RequestHead, host: str) -> Match | Verdict:
+        """Find the route of a request; a verdict where none decides: OWN, AMBIGUOUS, NOT_FOUND."""
         path = head.path
         if path.startswith(self._prefix_slash) or path == self._prefix:
             return OWN
@@ -187,11 +188,12 @@ class Gate:
                 return session
         return None
 
-    def _decide(
+    def decide(
         self, head: RequestHead, host: str, client: Address | None, match: Match, session: Session | None
     ) -> Verdict:
+        """Judge a request whose route has been found, for the person of `session` (None: nobody is signed in)."""
         route = match.route
-        if route is None:  # _match has answered this already; never pass what has no route
+        if route is None:  # match has answered this already; never pass what has no route
             return Verdict(Kind.NOT_FOUND, status=404)
         identity = session.identity if session is not None else None
         facts = RequestFacts(method=head.method.decode("ascii"), path=match.path, client=client, now=self._clock())

@@ -216,14 +216,12 @@ def parse_address(text: str) -> Address | None:
 class RouteHeaders:
     """The header fields of one route: compiled once, applied to each request and response."""
 
-    def __init__(
-        self, settings: Settings, route: Route, names_set_anywhere: Iterable[str], own_cookies: Sequence[bytes]
-    ) -> None:
+    def __init__(self, settings: Settings, route: Route, names_set_anywhere: Iterable[str]) -> None:
         removed = frozenset(fold(name.encode()) for name in route.header_remove)
         self._actions = _Actions(frozenset(fold(name.encode()) for name in names_set_anywhere) | removed)
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
-        self._own_cookies = tuple(own_cookies)
+        self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
 
@@ -281,7 +279,7 @@ class RouteHeaders:
             lower = field[0].lower()
             if lower in HOP_BY_HOP or (named and lower in named):
                 continue
-            if lower == b"set-cookie" and self._is_own_cookie(field[1]):
+            if lower == b"set-cookie" and cookies.is_own(field[1], self._own_cookies):
                 continue  # an app behind must not be able to plant a session (session fixation)
             out.append(b"%b: %b\r\n" % field)
         if chunked:
@@ -316,14 +314,11 @@ class RouteHeaders:
         lines = [b"%b: %b\r\n" % field for field in head.fields if field[0].lower() not in HOP_BY_HOP]
         return b"HTTP/1.1 %d %b\r\n%b%b" % (head.status, head.reason, b"".join(lines), end)
 
-    def _is_own_cookie(self, set_cookie: bytes) -> bool:
-        return set_cookie.partition(b"=")[0].strip().startswith(self._own_cookies)
-
 
 # RFC 9110 6.5.1: fields that control framing, routing, authentication, or processing have no business in trailers.
 _NO_TRAILER: Final = frozenset(
-    (b"authorization", b"set-cookie", b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expect", b"range",
-     b"location", b"date", b"vary", b"age", b"expires", b"max-forwards", b"www-authenticate", b"via")
+    (b"authorization", b"set-cookie", b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expect",
+     b"range", b"location", b"date", b"vary", b"age", b"expires", b"max-forwards", b"www-authenticate", b"via")
 )  # fmt: skip
 
 

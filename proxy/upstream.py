@@ -16,8 +16,9 @@ from contextlib import suppress
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from proxy.bodies import Body, CloseBody, response_body
 from proxy.errors import MalformedResponse, UpstreamFailed, UpstreamProblem
-from proxy.http1 import Body, CloseBody, Fields, HeadLimits, ResponseHead, read_response, response_body
+from proxy.http1 import Fields, HeadLimits, ResponseHead, read_response
 
 IDLE_KEPT: Final = 256  # idle connections kept per server
 IDLE_SECONDS: Final = 30.0  # how long an idle connection is worth keeping; most servers close theirs after 5 to 75 s

@@ -1,0 +1,96 @@
+"""`postern check`: are the settings right, and does everything they name answer? One line each, with the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable, UpstreamFailed
+from proxy.identity import RelyingParty
+from proxy.routes import RouteTable
+from proxy.sealing import KeyRing
+from proxy.session import open_store
+from proxy.settings import Settings
+from proxy.upstream import Upstreams
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look at one thing gave."""
+
+    ok: bool
+    what: str
+    outcome: str
+    remedy: str = ""
+
+
+async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:
+    """Try the session store, Logto's discovery and every upstream, in this order."""
+    keyring = KeyRing(settings.seal_secrets)
+    yield await _check_store(settings, keyring)
+    yield await _check_logto(settings, keyring)
+    async for finding in _check_upstreams(settings):
+        yield finding
+
+
+async def _check_store(settings: Settings, keyring: KeyRing) -> Finding:
+    store = open_store(settings, keyring)
+    scheme = settings.session.store.partition(":")[0]
+    what = f"session store ({scheme})"
+    try:
+        await store.start()
+        await store.ping()
+    except StoreUnavailable as error:
+        return Finding(
+            False, what, str(error), "is session.store (REDIS_URL) right, and is Redis running and reachable?"
+        )
+    finally:
+        await store.close()
+    if scheme == "memory":
+        return Finding(True, what, "sessions end with this process; set REDIS_URL to keep them")
+    return Finding(True, what, "answers")
+
+
+async def _check_logto(settings: Settings, keyring: KeyRing) -> Finding:
+    async def once(_key: str, _ttl: float) -> bool:
+        return True
+
+    relying_party = RelyingParty(settings, keyring, once)
+    what = f"Logto at {settings.logto.internal_endpoint or settings.logto.endpoint}"
+    try:
+        outcome = await relying_party.check()
+    except LogtoUnavailable as error:
+        return Finding(
+            False,
+            what,
+            str(error),
+            "is logto.endpoint (LOGTO_ENDPOINT) right, and logto.internal_endpoint where it differs?",
+        )
+    except LogtoRefused as error:
+        return Finding(
+            False, what, str(error), "are logto.app_id and logto.app_secret those of the application in Logto?"
+        )
+    finally:
+        await relying_party.close()
+    return Finding(True, what, outcome)
+
+
+async def _check_upstreams(settings: Settings) -> AsyncIterator[Finding]:
+    upstreams = Upstreams(settings.limits.connect_timeout)
+    try:
+        for route in RouteTable.from_settings(settings).routes:
+            for pool in upstreams.pools(route.upstreams):
+                what = f"upstream {pool.url} of route {route.name}"
+                try:
+                    connection = await pool.connect()
+                except (UpstreamFailed, ssl.SSLError) as error:
+                    remedy = f"is route.{route.name}.upstream right, and is the app running there?"
+                    yield Finding(False, what, str(error), remedy)
+                else:
+                    connection.abort()
+                    yield Finding(True, what, "accepts connections")
+        await asyncio.sleep(0)  # lets aborted connections close before the loop does
+    finally:
+        upstreams.close()

@@ -1,0 +1,79 @@
+"""`postern explain`: which route and which rule decide about a URL, and which headers the app would get."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from proxy.claims import identity_from_claims
+from proxy.gate import Gate, Verdict
+from proxy.headers import Forwarding, Origin, parse_address
+from proxy.http1 import RequestHead, read_request
+from proxy.routes import RouteTable
+from proxy.serve import route_headers
+from proxy.session import MemoryStore, Session
+from proxy.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The verdict on a request, and the head that the app would get (None when it gets nothing)."""
+
+    verdict: Verdict
+    head: bytes | None
+
+
+def explain(
+    settings: Settings, url: str, method: str, claims: Mapping[str, Any] | None, client: str = "127.0.0.1"
+) -> Explanation:
+    """Judge `method` on `url` for the person that `claims` describe (None: nobody is signed in), as the gate would.
+
+    Raises ValueError when the URL or the claims are not usable, MalformedRequest when the relay would refuse the request.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme or not parts.netloc:
+        raise ValueError("the URL must be absolute, like https://apps.example.com/path")
+    head = _head(url, method, parts.netloc)
+    store = MemoryStore(idle=settings.session.idle, lifetime=settings.session.lifetime)
+    routes = RouteTable.from_settings(settings)
+    gate = Gate(settings, routes, store)
+    match = gate.match(head, parts.netloc)
+    if isinstance(match, Verdict):
+        return Explanation(match, None)
+    session = _session(settings, claims) if claims is not None else None
+    verdict = gate.decide(head, parts.netloc, parse_address(client), match, session)
+    if verdict.status or verdict.route is None:
+        return Explanation(verdict, None)
+    headers = route_headers(settings, routes)[verdict.route]
+    block = headers.identity_block(session.identity if session is not None else None, None)
+    origin: Origin = Forwarding(()).origin(head, client, parts.scheme.encode())
+    return Explanation(verdict, headers.to_upstream(head, origin, block, b"example"))
+
+
+def _head(url: str, method: str, netloc: str) -> RequestHead:
+    target = url.partition("://")[2][len(netloc) :] or "/"
+    if not target.startswith("/"):
+        target = "/" + target
+    text = f"{method} {target} HTTP/1.1\r\nHost: {netloc}\r\nAccept: text/html\r\n\r\n"
+    found = read_request(text.encode("utf-8", "surrogateescape"))
+    if found is None:
+        raise ValueError("the URL cannot be put into a request")
+    return found[0]
+
+
+def _session(settings: Settings, claims: Mapping[str, Any]) -> Session:
+    now = time.time()
+    return Session(
+        id="example",
+        identity=identity_from_claims(claims),
+        sid=None,
+        created_at=now,
+        seen_at=now,
+        expires_at=now + settings.session.lifetime,
+        signed_in_at=now,
+        browser="",
+        address="",
+    )
