@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,6 @@ from tests.e2e.processes import Processes, Running, free_port, processes
 
 APP_ID = "posternsandbox0000001"
 APP_SECRET = "sandbox-secret-of-no-value-00001"
-
-SANDBOX = """
-import asyncio, sys
-from proxy.sandbox.run import serve_sandbox
-asyncio.run(serve_sandbox("127.0.0.1", int(sys.argv[1]), app_port=None, public_url=sys.argv[2]))
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ def start_sandbox(group: Processes, public_url: str) -> Sandbox:
     """Start a stand-in Logto for the gateway at `public_url`."""
     port = free_port()
     url = f"http://localhost:{port}"
-    running = group.start("sandbox", [sys.executable, "-c", SANDBOX, str(port), public_url])
+    running = group.postern("sandbox", "--port", str(port), "--public-url", public_url)
     running.ready(url + "/oidc/.well-known/openid-configuration")
     return Sandbox(url, public_url, running)
 
@@ -120,7 +113,7 @@ def start_gateway(group: Processes) -> StartGateway:
 @pytest.fixture(scope="session")
 def demo(group: Processes) -> Gateway:
     """`postern demo`: the gateway, a stand-in Logto and the sample app behind."""
-    port = free_port()
+    port = free_port(3)  # the stand-in Logto and the sample app take the two after it
     running = group.postern("demo", "--port", str(port))
     url = f"http://localhost:{port}"
     running.ready(url + "/.postern/readyz", status=lambda status: status == 200)

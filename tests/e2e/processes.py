@@ -45,15 +45,15 @@ def eventually(check: Callable[[], T | None], *, within: float = 10.0, every: fl
         time.sleep(every)
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on, on IPv4 and IPv6 alike.
+def free_port(count: int = 1) -> int:
+    """The first of `count` consecutive loopback ports that nobody listens on, on IPv4 and IPv6 alike.
 
     Taken below the kernel's ephemeral range (32768 and up), so that no outgoing connection can be given the same port
     between this moment and the server's own bind.
     """
     for _ in range(200):
         port = random.randint(20_000, 32_000)
-        if all(_can_bind(family, address, port) for family, address in _LOOPBACKS):
+        if all(_can_bind(*loopback, port + more) for loopback in _LOOPBACKS for more in range(count)):
             return port
     raise NeverHappened("no free loopback port")
 

@@ -79,7 +79,7 @@ def test_a_deep_link_survives_the_sign_in_and_asks_again_after_the_sign_out(demo
     _sign_out(page)
     expect(page).to_have_url(re.compile(re.escape(demo.url) + r"/\.postern/signed-out"))
     page.goto(demo.url + DEEP_LINK)
-    expect(page.get_by_text("Continue with Discord")).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile("Ada"))).to_be_visible()
 
 
 def test_the_back_button_shows_nothing_private_after_the_sign_out(demo: Gateway, page: Page) -> None:

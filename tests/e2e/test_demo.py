@@ -30,7 +30,7 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo_of_the_copy(group: Processes, copy: Path) -> tuple[Running, str]:
-    port = free_port()
+    port = free_port(3)
     argv = [sys.executable, "-c", MAIN, "demo", "--port", str(port)]
     running = group.start("stranger", argv, env={"PYTHONPATH": str(copy)}, cwd=copy)
     url = f"http://localhost:{port}"
@@ -61,13 +61,14 @@ def test_it_says_where_to_go_works_and_ends_without_a_trace(
     assert http_status(url + "/.postern/healthz") is None
 
 
-def test_a_port_that_is_taken_is_named(group: Processes) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as taken:
-        port = taken.getsockname()[1]
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["gateway", "logto", "app"])
+def test_a_port_that_is_taken_is_named(group: Processes, which: int) -> None:
+    port = free_port(3)
+    with socket.create_server(("127.0.0.1", port + which)):
         running = group.postern("demo", "--port", str(port))
         assert running.wait() == 1
-        assert str(port) in running.output()
-        assert "Traceback" not in running.output()
+    assert f"{port} to {port + 2}" in running.output()
+    assert "Traceback" not in running.output()
 
 
 def test_the_sandbox_alone(group: Processes) -> None:
