@@ -69,9 +69,9 @@ class Relay:
 
     def protocol(
         self,
-        config: Config,
+        config: Config,  # noqa: ARG002 -- uvicorn's signature
         server_state: ServerState,
-        app_state: dict[str, Any],
+        app_state: dict[str, Any],  # noqa: ARG002 -- uvicorn's signature
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> ClientConnection:
         """What uvicorn calls for each accepted connection (its `http` setting)."""

@@ -1,7 +1,7 @@
 """One request from its head to its end: judged, then relayed or answered, then logged.
 
-The bytes come and go through a `ClientConnection`; here is what is known about the request, and the ladder from the gate's verdict
-to whoever does the work.
+The bytes come and go through a `ClientConnection`; here is what is known about the request, and the ladder from the gate's
+verdict to whoever does the work.
 """
 
 from __future__ import annotations

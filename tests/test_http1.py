@@ -1,0 +1,317 @@
+"""Heads of messages: what is read, what is refused, and that there is nothing third."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import MalformedRequest, MalformedResponse
+from proxy.http1 import HeadLimits, RequestHead, ResponseHead, connection_options, read_request, read_response
+
+
+def request(raw: bytes, limits: HeadLimits | None = None) -> RequestHead:
+    found = read_request(raw, limits or HeadLimits())
+    assert found is not None
+    return found[0]
+
+
+def response(raw: bytes, method: bytes = b"GET") -> ResponseHead:
+    found = read_response(raw, method)
+    assert found is not None
+    return found[0]
+
+
+def head(line: bytes = b"GET / HTTP/1.1", *fields: bytes, host: bytes | None = b"Host: a") -> bytes:
+    return b"\r\n".join([line, *([host] if host is not None else []), *fields, b"", b""])
+
+
+class TestReading:
+    def test_a_request_is_read_as_sent(self) -> None:
+        raw = b"GET /a%2Fb?x=1&y= HTTP/1.1\r\nHost: Example.com:8080\r\nX-Thing:  two words \t\r\nx-thing: again\r\n\r\nrest"
+        found = read_request(raw)
+        assert found is not None
+        got, used = found
+        assert raw[used:] == b"rest"
+        assert (got.method, got.target, got.path, got.query) == (b"GET", b"/a%2Fb?x=1&y=", b"/a%2Fb", b"x=1&y=")
+        assert got.host == b"Example.com:8080"
+        assert got.fields == [(b"Host", b"Example.com:8080"), (b"X-Thing", b"two words"), (b"x-thing", b"again")]
+        assert got.values[b"x-thing"] == b"two words, again"
+        assert got.length == 0
+        assert got.keep_alive
+
+    def test_cookies_on_two_lines_are_one_cookie_field(self) -> None:
+        assert request(head(b"GET / HTTP/1.1", b"Cookie: a=1", b"Cookie: b=2")).values[b"cookie"] == b"a=1; b=2"
+
+    def test_empty_lines_before_a_request_are_skipped(self) -> None:
+        assert request(b"\r\n\r\n" + head()).method == b"GET"
+
+    def test_empty_and_high_bytes_values_are_kept(self) -> None:
+        got = request(head(b"GET / HTTP/1.1", b"X-Empty:", "X-Name: é".encode()))
+        assert got.values[b"x-empty"] == b""
+        assert got.values[b"x-name"] == "é".encode()
+
+    def test_high_bytes_in_the_target_pass_untouched(self) -> None:
+        assert request(head("GET /汉字?q=é HTTP/1.1".encode())).target == "/汉字?q=é".encode()
+
+    @pytest.mark.parametrize(
+        ("line", "host_field", "host", "target"),
+        [
+            (b"GET http://b.example/x?y HTTP/1.1", b"Host: a", b"b.example", b"/x?y"),
+            (b"GET HTTPS://B HTTP/1.1", b"Host: a", b"B", b"/"),
+            (b"GET http://b:81?q HTTP/1.1", b"Host: a", b"b:81", b"/?q"),
+            (b"OPTIONS * HTTP/1.1", b"Host: a", b"a", b"*"),
+            (b"GET //x HTTP/1.1", b"Host: [::1]:80", b"[::1]:80", b"//x"),
+        ],
+    )
+    def test_the_authority_of_the_target_wins(self, line: bytes, host_field: bytes, host: bytes, target: bytes) -> None:
+        got = request(head(line, host=host_field))
+        assert (got.host, got.target) == (host, target)
+
+    @pytest.mark.parametrize(
+        ("line", "fields", "keep_alive"),
+        [
+            (b"GET / HTTP/1.1", (), True),
+            (b"GET / HTTP/1.1", (b"Connection: close",), False),
+            (b"GET / HTTP/1.1", (b"Connection: x, CLOSE",), False),
+            (b"GET / HTTP/1.0", (), False),
+            (b"GET / HTTP/1.0", (b"Connection: keep-alive",), True),
+        ],
+    )
+    def test_persistence(self, line: bytes, fields: tuple[bytes, ...], keep_alive: bool) -> None:
+        assert request(head(line, *fields)).keep_alive is keep_alive
+
+    @pytest.mark.parametrize(
+        ("fields", "length"),
+        [
+            ((), 0),
+            ((b"Content-Length: 12",), 12),
+            ((b"Content-Length: 12", b"Content-Length: 12"), 12),
+            ((b"Content-Length: 012",), 12),
+            ((b"Transfer-Encoding: Chunked",), None),
+        ],
+    )
+    def test_framing(self, fields: tuple[bytes, ...], length: int | None) -> None:
+        assert request(head(b"POST / HTTP/1.1", *fields)).length == length
+
+    def test_an_upgrade_needs_its_connection_option_and_1_1(self) -> None:
+        asked = (b"Connection: keep-alive, Upgrade", b"Upgrade: websocket")
+        assert request(head(b"GET / HTTP/1.1", *asked)).upgrade == b"websocket"
+        assert request(head(b"GET / HTTP/1.0", *asked)).upgrade is None
+        assert request(head(b"GET / HTTP/1.1", b"Upgrade: websocket")).upgrade is None
+
+    def test_expectations(self) -> None:
+        assert request(head(b"PUT / HTTP/1.1", b"Expect: 100-Continue", b"Content-Length: 3")).expect_continue
+        assert not request(head(b"PUT / HTTP/1.1", b"Expect: 100-continue")).expect_continue
+        assert not request(head(b"PUT / HTTP/1.0", b"Expect: 100-continue", b"Content-Length: 3")).expect_continue
+
+
+REFUSED = [
+    # the request line
+    (b"GET  / HTTP/1.1", (), 400),
+    (b"GET / HTTP/1.1 ", (), 400),
+    (b" GET / HTTP/1.1", (), 400),
+    (b"GET\t/ HTTP/1.1", (), 400),
+    (b"GET / http/1.1", (), 400),
+    (b"GET / HTTP/1.2", (), 505),
+    (b"GET / HTTP/2.0", (), 505),
+    (b"GET /", (), 400),
+    (b"G(T / HTTP/1.1", (), 400),
+    (b"GET /a#b HTTP/1.1", (), 400),
+    (b"GET /a\x00b HTTP/1.1", (), 400),
+    (b"GET a HTTP/1.1", (), 400),
+    (b"GET * HTTP/1.1", (), 400),
+    (b"GET ftp://a/ HTTP/1.1", (), 400),
+    (b"GET http:/// HTTP/1.1", (), 400),
+    (b"GET http://u@a/ HTTP/1.1", (), 400),
+    (b"CONNECT a:443 HTTP/1.1", (), 405),
+    (b"TRACE / HTTP/1.1", (), 405),
+    # fields
+    (b"GET / HTTP/1.1", (b"X : 1",), 400),
+    (b"GET / HTTP/1.1", (b" X: 1",), 400),
+    (b"GET / HTTP/1.1", (b"X: 1", b" folded"), 400),
+    (b"GET / HTTP/1.1", (b"X: 1", b"\tfolded: 1"), 400),
+    (b"GET / HTTP/1.1", (b"X",), 400),
+    (b"GET / HTTP/1.1", (b": 1",), 400),
+    (b"GET / HTTP/1.1", (b"X: a\rb",), 400),
+    (b"GET / HTTP/1.1", (b"X: a\nY: b",), 400),
+    (b"GET / HTTP/1.1", (b"X: a\x00b",), 400),
+    (b"GET / HTTP/1.1", (b"X: a\x7fb",), 400),
+    (b"GET / HTTP/1.1", (b"X\xe9: a",), 400),
+    (b"GET / HTTP/1.1", (b"X(y): a",), 400),
+    # whose body is it
+    (b"POST / HTTP/1.1", (b"Content-Length: 1", b"Transfer-Encoding: chunked"), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: 1", b"Content-Length: 2"), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: 1, 2",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: +1",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: -1",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: 0x1",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: 1 1",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length:",), 400),
+    (b"POST / HTTP/1.1", (b"Content-Length: 9999999999999999999",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: chunked, chunked",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: gzip, chunked",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: chunked, identity",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: xchunked",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: \x0bchunked",), 400),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: gzip",), 501),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding: identity",), 501),
+    (b"POST / HTTP/1.1", (b"Transfer-Encoding:",), 501),
+    (b"POST / HTTP/1.0", (b"Transfer-Encoding: chunked",), 400),
+    (b"POST / HTTP/1.1", (b"Expect: something-else",), 417),
+    # whose request is it
+    (b"GET / HTTP/1.1", (b"Host: b",), 400),
+    (b"GET http://b/ HTTP/1.1", (b"Host: b",), 400),
+]
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(("line", "fields", "status"), REFUSED)
+    def test_what_two_parsers_could_read_differently(self, line: bytes, fields: tuple[bytes, ...], status: int) -> None:
+        with pytest.raises(MalformedRequest) as caught:
+            read_request(head(line, *fields))
+        assert caught.value.status == status
+
+    @pytest.mark.parametrize(
+        "host", [None, b"Host:", b"Host: a b", b"Host: a/b", b"Host: u@a", b"Host: a:b", b"Host: a,b", b"Host: [::1", b"Host: a:123456"]
+    )
+    def test_hosts(self, host: bytes | None) -> None:
+        with pytest.raises(MalformedRequest) as caught:
+            read_request(head(host=host))
+        assert caught.value.status == 400
+
+    def test_a_bare_line_feed_ends_nothing(self) -> None:
+        with pytest.raises(MalformedRequest):
+            read_request(b"GET / HTTP/1.1\nHost: a\n\n")
+
+    @pytest.mark.parametrize(
+        ("raw", "status"),
+        [
+            (b"GET /" + b"a" * 200 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+            (b"GET /" + b"a" * 200, 414),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 500 + b"\r\n\r\n", 431),
+            (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 500, 431),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 5 + b"\r\n", 431),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 6, 431),
+            (b"\x16\x03\x01\x02\x00", 400),
+            (b"\x00", 400),
+            (b"a" * 41, 400),
+            (b"GET / HTTP/3\r\n", 400),
+        ],
+    )
+    def test_as_soon_as_it_is_clear(self, raw: bytes, status: int) -> None:
+        with pytest.raises(MalformedRequest) as caught:
+            read_request(raw, HeadLimits(head=400, uri=100, fields=5))
+        assert caught.value.status == status
+
+    @pytest.mark.parametrize("cut", range(1, len(head())))
+    def test_a_part_is_no_reason(self, cut: int) -> None:
+        assert read_request(head()[:cut]) is None
+
+
+class TestResponses:
+    def test_a_response_is_read_as_sent(self) -> None:
+        raw = b"HTTP/1.1 200 Quite OK\r\nSet-Cookie: a\r\nContent-Length: 2\r\nSet-Cookie: b\r\n\r\nhi"
+        found = read_response(raw, b"GET")
+        assert found is not None
+        got, used = found
+        assert raw[used:] == b"hi"
+        assert (got.status, got.reason, got.length, got.keep_alive) == (200, b"Quite OK", 2, True)
+        assert [value for name, value in got.fields if name == b"Set-Cookie"] == [b"a", b"b"]
+
+    @pytest.mark.parametrize(
+        ("raw", "method", "length", "chunked"),
+        [
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"HEAD", 0, False),
+            (b"HTTP/1.1 204 No Content\r\n\r\n", b"GET", 0, False),
+            (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", b"GET", 0, False),
+            (b"HTTP/1.1 100 Continue\r\n\r\n", b"GET", 0, False),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"GET", None, True),
+            (b"HTTP/1.1 200 OK\r\n\r\n", b"GET", None, False),
+            (b"HTTP/1.0 200 OK\r\n\r\n", b"GET", None, False),
+            (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", b"GET", 0, False),
+        ],
+    )
+    def test_framing(self, raw: bytes, method: bytes, length: int | None, chunked: bool) -> None:
+        got = response(raw, method)
+        assert (got.length, got.chunked) == (length, chunked)
+
+    def test_persistence(self) -> None:
+        assert not response(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").keep_alive
+        assert response(b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n").keep_alive
+        assert not response(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n").keep_alive
+        assert not response(b"HTTP/1.1 200 OK\r\n\r\n").keep_alive
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b"SSH-2.0-OpenSSH\r\n",
+            b"HTTP/2 200 OK\r\n\r\n",
+            b"HTTP/1.1 099 X\r\n\r\n",
+            b"HTTP/1.1 2000 X\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX : 1\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX: a\x00\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70000,
+        ],
+    )
+    def test_what_is_refused(self, raw: bytes) -> None:
+        with pytest.raises(MalformedResponse):
+            read_response(raw, b"GET")
+
+    def test_a_part_is_no_reason(self) -> None:
+        raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+        for cut in range(len(raw)):
+            assert read_response(raw[:cut], b"GET") is None
+
+
+class TestAnyInput:
+    """The law of the file: a value, "need more", or one named error."""
+
+    @given(st.binary(max_size=300))
+    def test_requests(self, raw: bytes) -> None:
+        try:
+            found = read_request(raw)
+        except MalformedRequest as error:
+            assert 400 <= error.status <= 505
+        else:
+            assert found is None or found[1] <= len(raw)
+
+    @given(st.binary(max_size=300))
+    def test_responses(self, raw: bytes) -> None:
+        try:
+            found = read_response(raw, b"GET")
+        except MalformedResponse:
+            return
+        assert found is None or found[1] <= len(raw)
+
+    @given(
+        st.lists(st.tuples(st.from_regex(rb"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True), st.binary(max_size=40)), max_size=8),
+        st.integers(0, 200),
+    )
+    def test_every_accepted_field_line_is_accounted_for(self, fields: list[tuple[bytes, bytes]], cut: int) -> None:
+        raw = head(b"GET / HTTP/1.1", *(b"%b: %b" % field for field in fields))
+        try:
+            found = read_request(raw)
+            part = read_request(raw[:cut])
+        except MalformedRequest:
+            return
+        if found is None:
+            return
+        got, used = found
+        # what was read, written out again, is what was sent (white space around values aside): no byte is unaccounted for
+        written = [b"%b:%b" % (name, value) for name, value in got.fields]
+        lines = raw[: used - 4].split(b"\r\n")[1:]
+        assert [b"%b:%b" % (line.partition(b":")[0], line.partition(b":")[2].strip(b" \t")) for line in lines] == written
+        assert part is None or part[1] <= cut
+
+
+def test_connection_options_are_lower_case_and_never_empty() -> None:
+    assert connection_options(b"Keep-Alive ,, X-Foo") == {b"keep-alive", b"x-foo"}
+    assert connection_options(None) == connection_options(b"") == frozenset()
