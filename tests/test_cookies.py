@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import cookies
+from proxy.settings import load
 
 LOGTO = b'_logto={"appId":"3brou57d3pn17rx7ogxd1"}; _logto.sig=DSNpjuaG1zI77KbuMcaxBeu7-_o'
 OWN = (b"postern", b"__Host-postern", b"postern_attempt_", b"__Secure-postern_attempt_")
@@ -112,6 +113,33 @@ def test_is_own(cookie: bytes, known: bool) -> None:
 
 def test_without_own_names_nothing_is_stripped() -> None:
     assert cookies.strip(b"postern=x", ()) == b"postern=x"
+
+
+@pytest.mark.parametrize(
+    ("changes", "session", "attempt"),
+    [
+        ({}, "__Host-postern", "__Secure-postern_attempt_"),
+        ({"POSTERN_SESSION__COOKIE__DOMAIN": "example.com"}, "postern", "__Secure-postern_attempt_"),
+        ({"POSTERN_PUBLIC_URL": "http://localhost:3000"}, "postern", "postern_attempt_"),
+    ],
+)
+def test_the_gateways_own_cookies(changes: dict[str, str], session: str, attempt: str) -> None:
+    environ = {
+        "POSTERN_PUBLIC_URL": "https://apps.example.com",
+        "POSTERN_UPSTREAM": "http://127.0.0.1:9",
+        "LOGTO_ENDPOINT": "https://auth.example.com",
+        "LOGTO_APP_ID": "app",
+        "LOGTO_APP_SECRET": "s" * 32,
+    }
+    settings = load(None, environ | changes)
+    assert cookies.session_name(settings) == session
+    assert cookies.attempt_prefix(settings) == attempt
+    assert cookies.own(settings) == OWN
+    built = cookies.build(settings, session, "v", path="/p", max_age=5, same_site="lax")
+    assert built.startswith(f"{session}=v; ")
+    assert "; Path=/p; Max-Age=5; HttpOnly; SameSite=Lax" in built
+    assert built.endswith("; Secure") is (changes.get("POSTERN_PUBLIC_URL") is None)
+    assert cookies.is_own(built.encode(), cookies.own(settings))
 
 
 PARTS = st.one_of(
