@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything happens in .venv; nothing needs activating.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format lock clean
+.PHONY: help install demo test check format docs lock clean
 
 VENV := .venv/bin
 
@@ -32,6 +32,10 @@ format: ## rewrites the code the way `make check` wants it
 	@scripts/install dev
 	$(VENV)/ruff check --fix
 	$(VENV)/ruff format
+
+docs: ## the table of settings in docs/settings.md anew from the code
+	@scripts/install dev
+	$(VENV)/python scripts/docs.py
 
 lock: ## requirements/*.txt anew from pyproject.toml; `make lock UPGRADE=1` takes the newest versions
 	@scripts/install dev
