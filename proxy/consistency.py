@@ -1,0 +1,161 @@
+"""What has to hang together across the settings: each key right on its own, the whole still wrong.
+
+Reads the tree leniently, key by key, so that these checks can be made while other keys are broken: nobody should mend a typo
+only to learn of a contradiction. A key that cannot be read takes part in no check; its own problem is reported elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from proxy.addresses import LISTEN, PUBLIC_URL, UPSTREAM, Listen, Url, parse_url
+from proxy.notation import PATH, PREFIX, ROUTE_HOST, is_loopback
+from proxy.sections import CookieSettings
+from proxy.tree import Path, value_at
+
+T = TypeVar("T")
+
+_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})
+
+
+class Contradiction(NamedTuple):
+    """What is wrong at `path`, seen against the rest."""
+
+    path: Path
+    what: str
+    accepted: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What could be read of one route. `host` is None for any host, `unread` when it could not be read."""
+
+    index: int
+    name: str | None
+    host: str | None
+    unread: bool
+    path: str | None
+    upstream: tuple[str | None, ...]
+    anonymous: bool
+
+    @property
+    def where(self) -> Path:
+        return ("route", self.index)
+
+
+def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """Everything in `tree` that contradicts something else in it."""
+    public = _sound(lambda value: parse_url(PUBLIC_URL.read(value)), tree.get("public_url"))
+    cookie = _sound(CookieSettings.model_validate, value_at(("session", "cookie"), tree) or {})
+    listen = _sound(LISTEN.read, tree.get("listen", "127.0.0.1:3000"))
+    prefix = _sound(PREFIX.read, tree.get("prefix", "/.postern"))
+    routes = tree.get("route")
+    read = [
+        _route(index, raw)
+        for index, raw in enumerate(routes if isinstance(routes, list) else [])
+        if isinstance(raw, dict)
+    ]
+    if public is not None and cookie is not None:
+        yield from _cookie(public, cookie)
+        yield from _out_of_reach(public, cookie, read)
+    yield from _doubled(read)
+    for route in read:
+        if prefix is not None and route.path is not None and f"{route.path}/".startswith(f"{prefix}/"):
+            yield Contradiction(
+                (*route.where, "path"), "lies below prefix, where the gateway answers itself", "another path"
+            )
+        for number, upstream in enumerate(route.upstream):
+            if upstream is not None and listen is not None and _same_place(upstream, listen):
+                where = (*route.where, "upstream", number)
+                yield Contradiction(where, "is where the gateway itself listens", "the address of the app")
+
+
+def _cookie(public: Url, cookie: CookieSettings) -> Iterator[Contradiction]:
+    """RFC 6265 5.3: browsers drop a cookie for a domain that the host setting it is not in."""
+    where = ("session", "cookie", "domain")
+    if cookie.domain and not _below(public.host, cookie.domain):
+        yield Contradiction(
+            where, f"does not hold the host of public_url, {public.host}", "that host or a domain it is in"
+        )
+    elif cookie.domain and ("." not in cookie.domain or _is_address(cookie.domain)):
+        yield Contradiction(where, "is no domain that browsers accept for a cookie", "a domain of two labels or more")
+    if cookie.same_site == "none" and public.scheme != "https":
+        where = ("session", "cookie", "same_site")
+        yield Contradiction(
+            where, "browsers take SameSite=None over https only", '"lax" or "strict", or an https public_url'
+        )
+
+
+def _out_of_reach(public: Url, cookie: CookieSettings, routes: list[_Route]) -> Iterator[Contradiction]:
+    """Routes on hosts that never see the session cookie would send people to sign in for ever."""
+    reach = cookie.domain or public.host
+    for route in routes:
+        if route.host is None or route.unread or route.anonymous:
+            continue
+        host = route.host.removeprefix("*.")
+        reached = _below(host, cookie.domain) if cookie.domain else route.host == public.host
+        if not reached:
+            accepted = f"a host below session.cookie.domain, or {public.host}"
+            yield Contradiction((*route.where, "host"), f"the session cookie of {reach} does not get there", accepted)
+
+
+def _doubled(routes: list[_Route]) -> Iterator[Contradiction]:
+    names: dict[str, int] = {}
+    places: dict[tuple[str | None, str], int] = {}
+    for route in routes:
+        if route.name is not None:
+            first = names.setdefault(route.name, route.index)
+            if first != route.index:
+                yield Contradiction((*route.where, "name"), f"route[{first}] has this name", "a name of its own")
+        if route.path is not None and not route.unread:
+            first = places.setdefault((route.host, route.path), route.index)
+            if first != route.index:
+                what = f"route[{first}] takes every request for this host and path"
+                yield Contradiction((*route.where, "path"), what, "another host or path")
+
+
+def _route(index: int, raw: Mapping[str, Any]) -> _Route:
+    given = raw.get("host") or None
+    host = None if given is None else _sound(ROUTE_HOST.read, given)
+    upstream = raw.get("upstream")
+    name = raw.get("name")
+    return _Route(
+        index=index,
+        name=name if isinstance(name, str) else None,
+        host=host,
+        unread=given is not None and host is None,
+        path=_sound(PATH.read, raw.get("path", "/")),
+        upstream=tuple(
+            _sound(UPSTREAM.read, item) for item in (upstream if isinstance(upstream, list) else [upstream])
+        ),
+        anonymous=raw.get("allow") == "everyone" and not raw.get("deny"),
+    )
+
+
+def _sound(read: Callable[[Any], T], value: Any) -> T | None:
+    try:
+        return read(value)
+    except ValueError:  # pydantic's is one too
+        return None
+
+
+def _below(host: str, domain: str) -> bool:
+    return host == domain or host.endswith("." + domain)
+
+
+def _is_address(host: str) -> bool:
+    return host.replace(".", "").isdecimal()
+
+
+def _same_place(upstream: str, listen: Listen) -> bool:
+    """Whether `upstream` is certainly this gateway: requests would go round until something breaks."""
+    if upstream.startswith("unix:"):
+        return listen.path == upstream.removeprefix("unix:")
+    url = parse_url(upstream)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    if listen.host is None or port != listen.port:
+        return False
+    host = url.host.strip("[]")
+    return host == listen.host or (is_loopback(host) and (listen.host in _EVERY_ADDRESS or is_loopback(listen.host)))

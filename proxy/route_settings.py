@@ -1,0 +1,212 @@
+"""The settings of a route: which requests it takes, where they go, who may pass, and what the app is told.
+
+A rule that would quietly match nobody, or everybody, is an error: an empty rule, an empty list, a claim that nobody verified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from proxy.addresses import UPSTREAM
+from proxy.notation import (
+    DOMAIN,
+    NETWORK,
+    PATH,
+    ROUTE_HOST,
+    Notation,
+    NotationError,
+    choice,
+    kind,
+    mistake,
+    optional,
+    pattern,
+    quoted,
+    string,
+)  # fmt: skip
+from proxy.sections import HTTP_TOKEN, Section, written
+from proxy.templating import ACCEPTED, UNVERIFIED_CLAIMS, Template
+
+Scalar = str | int | float | bool
+
+_NAME: Final = pattern(r"[a-z0-9-]{1,63}", "a route's name", "lower-case letters, digits and hyphens")
+_TEXT: Final = Notation(string, "a string", {"type": "string", "minLength": 1})
+_METHOD: Final = pattern(HTTP_TOKEN, "a method", "a method such as GET")
+_EMAIL: Final = pattern(r"[^@\s]+@[^@\s]+", "an e-mail address", "an e-mail address")
+_ORGANIZATION_ROLE: Final = pattern(
+    r"[^:\s]+:\S(?:.*\S)?", "an organization's role", '"organization:role", with the organization\'s id'
+)
+
+# Framing and hop-by-hop fields are each side's own (RFC 9110 7.6.1); the others are the gateway's word on where a request
+# came from, which a template must not be able to forge.
+_FRAMING: Final = frozenset(
+    ("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
+     "transfer-encoding", "upgrade")
+)  # fmt: skip
+_OWN: Final = frozenset(("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"))
+_HEADER_NAME: Final = "a header name that neither frames the message nor says where it came from"
+
+
+def _read_header_name(value: object) -> str:
+    text = pattern(HTTP_TOKEN, "a header name", _HEADER_NAME).read(value)
+    folded = fold_header(text)
+    if folded in _FRAMING or folded in _OWN or folded.startswith("x-postern-"):
+        raise NotationError("belongs to the gateway")
+    return str(text)
+
+
+def fold_header(name: str) -> str:
+    """`name` as CGI and WSGI tell names apart: in any case, `_` the same as `-`."""
+    return name.lower().replace("_", "-")
+
+
+def _read_template(value: object) -> str:
+    if not isinstance(value, str):
+        raise NotationError(f"is {kind(value)}")
+    if not value or value != value.strip() or not value.isprintable():
+        raise NotationError("is empty, has spaces at an end, or holds a control character")
+    Template.parse(value)
+    return value
+
+
+def _read_claim_path(value: object) -> str:
+    text = string(value)
+    if text in UNVERIFIED_CLAIMS:
+        raise NotationError("may be unverified")
+    return text
+
+
+def _read_claim_values(value: object) -> Scalar | tuple[Scalar, ...]:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise NotationError("is empty")
+        return tuple(_read_scalar(item) for item in value)
+    return _read_scalar(value)
+
+
+def _read_scalar(value: object) -> Scalar:
+    if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise NotationError(f"is {kind(value)}")
+    return value
+
+
+_SCALAR: Final = {"type": ["string", "number", "boolean"]}
+_CLAIM_PATH: Final = Notation(
+    _read_claim_path,
+    "the path of a claim, such as team or custom_data.team; for addresses use emails",
+    {"type": "string"},
+)
+_CLAIM_VALUES: Final = Notation(
+    _read_claim_values,
+    "a string, a number, true or false, or a list of these",
+    {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]},
+)
+_HEADER: Final = Notation(_read_header_name, _HEADER_NAME, {"type": "string"})
+_TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLength": 1})
+
+
+class RuleSettings(Section):
+    """Who may pass, or may not. Every key given must hold; the values of one key are alternatives."""
+
+    users: tuple[Annotated[str, _TEXT], ...] | None = Field(
+        default=None, min_length=1, description="Users, by Logto's id (`sub`)."
+    )
+    usernames: tuple[Annotated[str, _TEXT], ...] | None = Field(
+        default=None, min_length=1, description="Users, by username."
+    )
+    emails: tuple[Annotated[str, _EMAIL], ...] | None = Field(
+        default=None, min_length=1, description="Verified e-mail addresses."
+    )
+    email_domains: tuple[Annotated[str, DOMAIN], ...] | None = Field(
+        default=None, min_length=1, description="Domains of verified e-mail addresses; subdomains are others."
+    )
+    roles: tuple[Annotated[str, _TEXT], ...] | None = Field(default=None, min_length=1, description="Roles, by name.")
+    organizations: tuple[Annotated[str, _TEXT], ...] | None = Field(
+        default=None, min_length=1, description="Organizations, by id."
+    )
+    organization_roles: tuple[Annotated[str, _ORGANIZATION_ROLE], ...] | None = Field(
+        default=None, min_length=1, description='Roles in organizations, `"organization:role"`.'
+    )
+    claims: Mapping[Annotated[str, _CLAIM_PATH], Annotated[Scalar | tuple[Scalar, ...], _CLAIM_VALUES]] | None = Field(
+        default=None, min_length=1, description="Claims by dotted path, and the values each may have."
+    )
+    networks: tuple[Annotated[IPv4Network | IPv6Network, NETWORK], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Networks of the client. Alone in a rule of `allow`: no sign-in from there.",
+    )
+    methods: tuple[Annotated[str, _METHOD], ...] | None = Field(
+        default=None, min_length=1, description="Request methods."
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _in_capitals(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(method.upper() for method in value)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if all(value is None for _, value in self):
+            raise mistake(
+                "is an empty rule, which would match everybody", "at least one of " + ", ".join(type(self).model_fields)
+            )
+        return self
+
+
+class HeaderSettings(Section):
+    """Header fields for the app behind, beside the identity families."""
+
+    set: Mapping[Annotated[str, _HEADER], Annotated[str, _TEMPLATE]] = written(
+        {}, "Fields to set, with templates such as `{email}` for values. A client's are deleted."
+    )
+    remove: tuple[Annotated[str, _HEADER], ...] = written((), "Fields of the client's to take off.")
+
+    @field_validator("set")
+    @classmethod
+    def _each_once(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        seen: dict[str, str] = {}
+        for name in value:
+            other = seen.setdefault(fold_header(name), name)
+            if other is not name:
+                raise mistake(
+                    f"has {quoted(other)} and {quoted(name)}, which apps take for the same", "each header once"
+                )
+        return value
+
+
+_Upstream = Annotated[str, UPSTREAM]
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+# Tags end up in the location of errors; no key of a file looks like these, so they can be told apart there.
+_WORD, _RULES = "<word>", "<rules>"
+Allow = Annotated[
+    Annotated[Literal["everyone", "signed-in"], choice("everyone", "signed-in", other="a list of rules"), Tag(_WORD)]
+    | Annotated[tuple[RuleSettings, ...], Field(min_length=1), Tag(_RULES)],
+    Discriminator(lambda value: _WORD if isinstance(value, str) else _RULES),
+]
+
+
+class RouteSettings(Section):
+    """One route: the first that fits a request takes it."""
+
+    name: Annotated[str, _NAME] = Field(description="Its name, for logs and for `postern explain`.")
+    host: Annotated[str | None, optional(ROUTE_HOST)] = written(
+        None, 'Host it answers for: exact, or `"*.example.com"`. Default: any.'
+    )
+    path: Annotated[str, PATH] = written("/", "Path it answers for, with everything below.")
+    upstream: Annotated[
+        tuple[_Upstream, ...], BeforeValidator(_one_or_more, json_schema_input_type=_Upstream | tuple[_Upstream, ...])
+    ] = Field(min_length=1, description="Where the app is: one URL, or several to balance between.")
+    allow: Allow = written(
+        "signed-in", 'Who may pass: `"everyone"` without sign-in, `"signed-in"`, or a list of rules.'
+    )
+    deny: tuple[RuleSettings, ...] = written((), "Rules for who may not, whatever `allow` says.")
+    headers: HeaderSettings = written({}, "Header fields for the app.")

@@ -1,0 +1,187 @@
+"""The sections of the settings, less those of a route: one frozen model each.
+
+What every key means is written at the key and nowhere else.
+
+Keys that are added here appear by themselves in the file, the environment, the messages, the JSON Schema and the reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+
+from proxy.addresses import ENDPOINT
+from proxy.notation import (
+    DOMAIN,
+    DURATION,
+    STORE,
+    Notation,
+    choice,
+    count,
+    mistake,
+    optional,
+    pattern,
+    secret,
+    size,
+    string,
+)
+
+Seconds = Annotated[float, DURATION]
+
+HTTP_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2  # noqa: S105 -- a grammar's token
+_FILE: Final = Notation(
+    lambda value: Path(string(value)),
+    "the path of a PEM file; cert and key are given together or not at all",
+    {"type": "string"},
+)
+_APP_ID: Final = pattern(r"[\x21-\x7e]+", "an application's id", "the application's id from Logto's console")
+_CONNECTOR: Final = optional(
+    pattern(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a connector", 'the target of a social connector in Logto, such as "discord"'
+    )
+)
+# RFC 6749 3.3; RFC 8707 2: a resource is an absolute URI without fragment.
+_SCOPE: Final = pattern(r"[\x21\x23-\x5b\x5d-\x7e]+", "a scope", 'a scope such as "email", without spaces')
+_RESOURCE: Final = pattern(
+    r"[A-Za-z][A-Za-z0-9+.-]*:[\x21\x24-\x5b\x5d-\x7e]+",
+    "an API resource",
+    "an API resource's indicator, an absolute URI without fragment",
+)
+_COOKIE_NAME: Final = pattern(
+    rf"(?!__(?:[Hh][Oo][Ss][Tt]|[Ss][Ee][Cc][Uu][Rr][Ee])-){HTTP_TOKEN}",
+    "a cookie's name",
+    "letters, digits and -_ without __Host- or __Secure-, which are added where they can be",
+)
+
+
+def written(default: Any, description: str) -> Any:
+    """A field whose default is given as one would write it in the file: `12h`, not 43200.0."""
+    return Field(default=default, description=description)
+
+
+class Section(BaseModel):
+    """A table of the settings: frozen, no unknown key, and no value in any error (it may be a secret)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+
+class Tls(Section):
+    """The certificate to speak TLS with."""
+
+    cert: Annotated[Path, _FILE] = Field(description="Certificate chain, PEM.")
+    key: Annotated[Path, _FILE] = Field(description="Its private key, PEM.")
+
+
+class LogtoSettings(Section):
+    """Where Logto is, and which of its applications the gateway is."""
+
+    endpoint: Annotated[str, ENDPOINT] = Field(description="Logto as browsers see it; its issuer is this with `/oidc`.")
+    internal_endpoint: Annotated[str, optional(ENDPOINT, "")] = written(
+        "", "Logto as this server reaches it. Default: `endpoint`."
+    )
+    app_id: Annotated[str, _APP_ID] = Field(description='The application\'s id; its type is "Traditional web".')
+    app_secret: Annotated[SecretStr, secret(1)] = Field(description="The application's secret.")
+    connector: Annotated[str | None, _CONNECTOR] = written(
+        None, "Go straight to this social connector instead of Logto's own page."
+    )
+    scopes: tuple[Annotated[str, _SCOPE], ...] = written(
+        ("email", "identities", "roles"), "Scopes beyond `openid profile offline_access`."
+    )
+    resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
+    timeout: Seconds = written("10s", "How long one request to Logto may take.")
+
+    @field_validator("internal_endpoint")
+    @classmethod
+    def _as_browsers_do(cls, value: str, info: ValidationInfo) -> str:
+        return value or str(info.data.get("endpoint", ""))
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of everything Logto signs, and in its callbacks."""
+        return self.endpoint + "/oidc"
+
+
+class CookieSettings(Section):
+    """The session cookie."""
+
+    name: Annotated[str, _COOKIE_NAME] = written("postern", "Its name, less the `__Host-` prefix.")
+    domain: Annotated[str, optional(DOMAIN, "")] = written(
+        "", "Share the session with every host below this domain. Default: the host of `public_url` alone."
+    )
+    same_site: Annotated[Literal["lax", "strict", "none"], choice("lax", "strict", "none")] = written(
+        "lax", "When browsers send it along from other sites."
+    )
+
+    @field_validator("domain", mode="before")
+    @classmethod
+    def _without_dot(cls, value: Any) -> Any:
+        return value.removeprefix(".") if isinstance(value, str) else value  # RFC 6265 5.2.3
+
+
+class SessionSettings(Section):
+    """How long people stay signed in, and where that is kept."""
+
+    store: Annotated[str, STORE] = written(
+        "memory://", "Where sessions are: in this process (`memory://`) or in Redis."
+    )
+    idle: Seconds = written("12h", "A session ends after this long without a request.")
+    lifetime: Seconds = written("7d", "A session ends this long after the sign-in, whatever happens.")
+    cookie: CookieSettings = written({}, "The session cookie.")
+
+    @field_validator("lifetime")
+    @classmethod
+    def _no_shorter_than_idle(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("idle", 0.0):
+            raise mistake("is shorter than session.idle", "a duration of at least session.idle")
+        return value
+
+
+class IdentitySettings(Section):
+    """How the apps behind learn who is there."""
+
+    families: tuple[
+        Annotated[Literal["forwarded", "remote", "auth-request"], choice("forwarded", "remote", "auth-request")], ...
+    ] = written(
+        ("forwarded",),
+        "Header families: `forwarded` (X-Forwarded-User, …), `remote` (Remote-User, …), `auth-request` "
+        "(X-Auth-Request-User, …).",
+    )
+
+
+class LimitSettings(Section):
+    """How much of anything a client or an app may take."""
+
+    head_bytes: Annotated[int, size(1024, 1 << 20)] = written("64KiB", "The head of a request.")
+    header_count: Annotated[int, count(10, 2000)] = written(200, "Header fields in a request.")
+    uri_bytes: Annotated[int, size(256, 1 << 20)] = written("16KiB", "The target of a request.")
+    body_bytes: Annotated[int, size(0, 1 << 50)] = written(0, "The body of a request; 0: no limit.")
+    head_timeout: Seconds = written("15s", "How long the head of a request may take to arrive.")
+    body_timeout: Seconds = written("60s", "How long a request's body may make no progress.")
+    keep_alive: Seconds = written("75s", "How long an idle connection of a client is kept.")
+    connect_timeout: Seconds = written("5s", "How long connecting to an app may take.")
+    first_byte_timeout: Seconds = written("60s", "How long an app may take to begin its answer.")
+    idle_timeout: Seconds = written("15m", "How long a running exchange may carry no byte in either direction.")
+    tunnel_idle_timeout: Seconds = written("1h", "The same for WebSockets and other tunnels.")
+    max_connections: Annotated[int, count(1, 1_000_000)] = written(
+        10_000, "Connections of clients at once, in each worker."
+    )
+
+    @field_validator("uri_bytes")
+    @classmethod
+    def _within_head(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("head_bytes", value):
+            raise mistake("is larger than limits.head_bytes", "a size up to limits.head_bytes")
+        return value
+
+
+class LogSettings(Section):
+    """The log, on standard error."""
+
+    format: Annotated[Literal["auto", "json", "console"], choice("auto", "json", "console")] = written(
+        "auto", "`json`, `console`, or by whether a terminal reads it."
+    )
+    level: Annotated[Literal["debug", "info", "warning", "error"], choice("debug", "info", "warning", "error")] = (
+        written("info", "The least important line that is written.")
+    )

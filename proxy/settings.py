@@ -1,0 +1,204 @@
+"""The settings: everything the operator decides, read once, checked as a whole, frozen.
+
+`load` is the way in. It reports every problem of a file and an environment at once, so that nobody has to start a gateway
+five times to learn of five mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from proxy.addresses import LISTEN, PUBLIC_URL, Listen, parse_url
+from proxy.consistency import contradictions
+from proxy.notation import NETWORK, PREFIX, is_loopback, secret
+from proxy.problems import Place, Problem, SettingsError, problems_in
+from proxy.reference import json_schema, table
+from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
+from proxy.sections import (
+    CookieSettings,
+    IdentitySettings,
+    LimitSettings,
+    LogSettings,
+    LogtoSettings,
+    SessionSettings,
+    Tls,
+    written,
+)  # fmt: skip
+from proxy.sources import CONFIG, EnvironmentSource, FileSource
+from proxy.tree import UPSTREAM
+
+__all__ = [
+    "CookieSettings", "HeaderSettings", "IdentitySettings", "LimitSettings", "Listen", "LogSettings", "LogtoSettings",
+    "Problem", "RouteSettings", "RuleSettings", "SessionSettings", "Settings", "SettingsError", "Tls", "load", "reference",
+    "schema",
+]  # fmt: skip
+
+DEFAULT_FILE: Final = Path("config/postern.toml")
+_SANDBOX_SECRET: Final = "sandbox-secret-of-no-value-00001"  # noqa: S105 -- opens nothing but the stand-in Logto
+
+_Secret = Annotated[SecretStr, secret(32)]
+
+# Where `Settings()` reads from. Empty outside `load`: no test and no tool picks up a stray variable.
+_sources: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("_sources", default=())
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _none_if_blank(value: Any) -> Any:
+    blank = isinstance(value, dict) and value.keys() <= {"cert", "key"} and not any(value.values())
+    return None if blank else value
+
+
+class Settings(BaseSettings):
+    """Settings of the gateway."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=True,
+        nested_model_default_partial_update=False,
+    )
+
+    public_url: Annotated[str, PUBLIC_URL] = Field(description="The gateway as browsers see it, without a path.")
+    listen: Annotated[Listen, LISTEN] = written("127.0.0.1:3000", 'Where to listen: `"host:port"` or `"unix:/path"`.')
+    tls: Annotated[Tls | None, BeforeValidator(_none_if_blank)] = written(
+        None, "Certificate to speak TLS with. Default: none, TLS is the edge's."
+    )
+    secret: Annotated[
+        tuple[_Secret, ...], BeforeValidator(_one_or_more, json_schema_input_type=_Secret | tuple[_Secret, ...])
+    ] = written(
+        (),
+        "Secrets that seal sessions and sign-in attempts; the first seals, all open. Default: derived from "
+        "`logto.app_secret`.",
+    )
+    prefix: Annotated[str, PREFIX] = written("/.postern", "The gateway's own paths are below this.")
+    trusted_proxies: tuple[Annotated[IPv4Network | IPv6Network, NETWORK], ...] = written(
+        (), "Networks of proxies whose `X-Forwarded-*` is believed."
+    )
+    logto: LogtoSettings = Field(description="Logto.")
+    session: SessionSettings = written({}, "Sessions.")
+    identity: IdentitySettings = written({}, "How apps learn who is there.")
+    limits: LimitSettings = written({}, "Limits.")
+    log: LogSettings = written({}, "The log.")
+    route: tuple[RouteSettings, ...] = Field(min_length=1, description="The routes.")
+
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 -- the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- replaced by `sources.py`
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- not wanted
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- replaced by `_FILE` variables
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given in Python, then what `load` says."""
+        return (init_settings, *_sources.get())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_each_missing_key(cls, data: Any) -> Any:
+        return {"logto": {}, **data} if isinstance(data, dict) else data
+
+    @property
+    def seal_secrets(self) -> tuple[bytes, ...]:
+        """The secrets for the key ring. Without any, one derived from the application's secret (RFC 5869)."""
+        if self.secret:
+            return tuple(item.get_secret_value().encode() for item in self.secret)
+        derive = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"postern seal secret")
+        return (derive.derive(self.logto.app_secret.get_secret_value().encode()),)
+
+    @property
+    def https(self) -> bool:
+        """Whether browsers speak TLS to the gateway, or to the edge in front of it."""
+        return self.public_url.startswith("https://")
+
+    @property
+    def public_host(self) -> str:
+        """The host of `public_url`, without port."""
+        return parse_url(self.public_url).host
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but probably not meant, one sentence each."""
+        return (*self._notes, *_doubts(self))
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings that the TOML file at `path` and `environ` give.
+
+    Without `path`, POSTERN_CONFIG says where the file is; without either it is config/postern.toml, which may be missing.
+    Raises SettingsError with every problem there is.
+    """
+    named = path or (Path(environ[CONFIG]) if environ.get(CONFIG) else None)
+    file = FileSource(Settings, named or DEFAULT_FILE, required=named is not None)
+    if file.problems:
+        raise SettingsError(file.problems)  # whatever else there is to say would be about keys that may be in it
+    environment = EnvironmentSource(Settings, environ, file.tree)
+    place = Place(environment.tree, environment.origin, environment.unusable)
+    settings, problems = _read((environment, file), place)
+    problems = [*environment.problems, *problems]
+    problems += [
+        Problem(place.name(where), what, accepted) for where, what, accepted in contradictions(environment.tree)
+    ]
+    if settings is None or problems:
+        raise SettingsError(problems)
+    replaced = file.tree.get("route") if environment.origin.get(("route",)) == UPSTREAM else None
+    if replaced:
+        settings._notes = (f"{UPSTREAM} replaces the {len(replaced)} routes of {named or DEFAULT_FILE}",)  # noqa: SLF001 -- ours
+    return settings
+
+
+def _doubts(settings: Settings) -> Iterator[str]:
+    local = is_loopback(settings.public_host)
+    if not settings.https and not local:
+        yield "public_url is plain http: whoever is on the way can read session cookies and use them"
+    if settings.logto.endpoint.startswith("http://") and not is_loopback(parse_url(settings.logto.endpoint).host):
+        yield "logto.endpoint is plain http: whoever is on the way can read and change sign-ins"
+    if settings.logto.app_secret.get_secret_value() == _SANDBOX_SECRET and not local:
+        yield "logto.app_secret is that of the sandbox, which everybody knows"
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        yield "trusted_proxies holds every address: any client can say where it comes from"
+    if settings.session.store == "memory://" and not local:
+        yield "session.store is this process's memory: a restart signs everybody out, and workers do not share sessions"
+    if settings.session.cookie.same_site == "strict" and _site(settings.logto.endpoint) != _site(settings.public_url):
+        yield "session.cookie.same_site is strict and Logto is on another site: browsers will not send the cookie after a sign-in"
+
+
+def _site(url: str) -> str:
+    """Roughly the site of `url` as SameSite counts: its last two labels. Public suffixes of two labels are not known here."""
+    return ".".join(parse_url(url).host.split(".")[-2:])
+
+
+def _read(sources: tuple[PydanticBaseSettingsSource, ...], place: Place) -> tuple[Settings | None, list[Problem]]:
+    token = _sources.set(sources)
+    try:
+        return Settings.model_validate({}), []
+    except ValidationError as error:
+        # Returned, not raised from here: the error holds what was given, secrets too, and would hang on ours as its context.
+        return None, list(problems_in(error, Settings, place))
+    finally:
+        _sources.reset(token)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the settings file."""
+    return json_schema(Settings, "Postern settings")
+
+
+def reference() -> str:
+    """Every key as a Markdown table: path, environment variable, default, meaning."""
+    return table(Settings)
