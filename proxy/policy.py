@@ -1,0 +1,268 @@
+"""Who may pass: a route's rules, compiled; a person and a request in, a decision with its reason out.
+
+`deny` wins over `allow`. Within a rule every criterion must hold, within a criterion one value is enough, and one rule of a
+list is enough. Nobody matches a criterion about persons, so nobody is let in by one, and nobody is kept out by one either:
+`allow = "everyone"` with a denied user keeps that user out only while signed in. Where a fact is missing the cautious side is
+taken: an unknown address is in no network that is allowed and in every one that is denied.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final, Literal
+
+from proxy.claims import Identity, lookup
+from proxy.settings import RouteSettings, RuleSettings
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Mode = Literal["everyone", "signed-in", "rules"]
+Values = frozenset[str] | None
+_Claim = tuple[str, frozenset[tuple[str, Any]]]
+
+
+class Reason(Enum):
+    """Why a decision is what it is. The value is what logs and answers carry."""
+
+    EVERYONE = "everyone"  # the route asks for nothing
+    SIGNED_IN = "signed_in"  # any user may
+    RULE = "rule"  # a rule of `allow` holds
+    DENY_RULE = "deny_rule"  # a rule of `deny` holds
+    NO_RULE = "no_rule"  # no rule of `allow` holds
+    NOT_SIGNED_IN = "not_signed_in"  # nobody is there whom a rule could hold for
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy says of a request.
+
+    `rule` is the index, from 0, of the rule that decided, in `allow` for RULE and in `deny` for DENY_RULE. `detail` is a
+    sentence for people; it names criteria, never whom they are about. `needs_sign_in`: refused only because nobody is signed
+    in, so a sign-in may help.
+    """
+
+    allowed: bool
+    reason: Reason
+    rule: int | None = None
+    detail: str = ""
+    needs_sign_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What policies see of a request: `path` normalised, `client` None when unknown, `now` in epoch seconds."""
+
+    method: str
+    path: str
+    client: Address | None
+    now: float
+
+
+_EVERYONE: Final = Decision(True, Reason.EVERYONE, detail="the route is open to everyone")
+_SIGNED_IN: Final = Decision(True, Reason.SIGNED_IN, detail="the route is open to any signed-in user")
+_NOT_SIGNED_IN: Final = Decision(False, Reason.NOT_SIGNED_IN, detail="nobody is signed in", needs_sign_in=True)
+_NO_RULE: Final = Decision(False, Reason.NO_RULE, detail="no rule allows it")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One rule, compiled. Criteria that are not given are None. Equal rules are those that hold for the same requests."""
+
+    users: Values
+    usernames: Values
+    emails: Values
+    email_domains: Values
+    roles: Values
+    organizations: Values
+    organization_roles: Values
+    claims: frozenset[_Claim] | None
+    networks: frozenset[Network] | None
+    methods: Values
+
+    @classmethod
+    def compiled(cls, rule: RuleSettings) -> _Rule:
+        return cls(
+            users=_set(rule.users),
+            usernames=_set(rule.usernames),
+            emails=None if rule.emails is None else frozenset(map(_folded, rule.emails)),
+            email_domains=None if rule.email_domains is None else frozenset(map(_folded, rule.email_domains)),
+            roles=_set(rule.roles),
+            organizations=_set(rule.organizations),
+            organization_roles=_set(rule.organization_roles),
+            claims=None if rule.claims is None else frozenset(map(_claim, rule.claims.items())),
+            networks=None if rule.networks is None else frozenset(rule.networks),
+            methods=_set(rule.methods),
+        )
+
+    @property
+    def personal(self) -> bool:
+        """Whether a criterion is about persons."""
+        return any(
+            criterion is not None
+            for criterion in (
+                self.users, self.usernames, self.emails, self.email_domains, self.roles, self.organizations,
+                self.organization_roles, self.claims,
+            )
+        )  # fmt: skip
+
+    @property
+    def criteria(self) -> str:
+        """The names of the criteria given."""
+        return ", ".join(name for name in self.__slots__ if getattr(self, name) is not None)
+
+    def fits_person(self, identity: Identity) -> bool:
+        """Whether every criterion about persons holds for `identity`."""
+        return (
+            (self.users is None or identity.sub in self.users)
+            and (self.usernames is None or identity.username in self.usernames)
+            and (self.roles is None or not self.roles.isdisjoint(identity.roles))
+            and (self.organizations is None or not self.organizations.isdisjoint(identity.organizations))
+            and (self.organization_roles is None or not self.organization_roles.isdisjoint(identity.organization_roles))
+            and (self.emails is None or (identity.email is not None and _folded(identity.email) in self.emails))
+            and (self.email_domains is None or _domain(identity.email) in self.email_domains)
+            and (self.claims is None or all(_claim_holds(identity.claims, claim) for claim in self.claims))
+        )
+
+    def fits_request(self, facts: RequestFacts, *, deny: bool) -> bool:
+        """Whether every criterion about the request holds.
+
+        Methods are case-sensitive (RFC 9110 9.1), but an app may not know: what denies DELETE denies `delete`.
+        """
+        method = facts.method.upper() if deny else facts.method
+        return (self.methods is None or method in self.methods) and (
+            self.networks is None or _within(facts.client, self.networks, unknown=deny)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A rule with what follows when it holds, and what is worth knowing of it beforehand."""
+
+    rule: _Rule
+    decision: Decision
+    personal: bool  # some criterion is about persons
+    anytime: bool  # no criterion is about the request
+
+
+class Policy:
+    """The rules of one route: immutable; equal to another when the same requests pass it.
+
+    `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else.
+    """
+
+    __slots__ = ("_allow", "_deny", "_key", "_mode", "anonymous", "any_user")
+
+    def __init__(self, mode: Mode, allow: Iterable[RuleSettings], deny: Iterable[RuleSettings]) -> None:
+        self._mode = mode
+        self._allow = tuple(_judged(index, rule, allow=True) for index, rule in enumerate(allow))
+        self._deny = tuple(_judged(index, rule, allow=False) for index, rule in enumerate(deny))
+        self._key = (mode, frozenset(one.rule for one in self._allow), frozenset(one.rule for one in self._deny))
+        self.anonymous = mode == "everyone" and not self._deny
+        self.any_user = mode == "signed-in" and not self._deny
+
+    @classmethod
+    def from_settings(cls, route: RouteSettings) -> Policy:
+        """The policy that a route's `allow` and `deny` make."""
+        if isinstance(route.allow, str):
+            return cls(route.allow, (), route.deny)
+        return cls("rules", route.allow, route.deny)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Policy) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"Policy({self._mode}, allow={len(self._allow)}, deny={len(self._deny)})"
+
+    def decide(self, identity: Identity | None, facts: RequestFacts) -> Decision:
+        """Whether `identity` (None: nobody is signed in) may make the request that `facts` describe."""
+        for one in self._deny:
+            person = not one.personal if identity is None else one.rule.fits_person(identity)
+            if person and (one.anytime or one.rule.fits_request(facts, deny=True)):
+                return one.decision
+        if self._mode == "everyone":
+            return _EVERYONE
+        if self._mode == "signed-in":
+            return _NOT_SIGNED_IN if identity is None else _SIGNED_IN
+        refusal = _NO_RULE
+        for one in self._allow:
+            if not (one.anytime or one.rule.fits_request(facts, deny=False)):
+                continue
+            if identity is None and one.personal:
+                refusal = _NOT_SIGNED_IN  # this rule could hold for somebody
+            elif identity is None or one.rule.fits_person(identity):
+                return one.decision
+        return refusal
+
+
+def _judged(index: int, settings: RuleSettings, *, allow: bool) -> _Judged:
+    rule = _Rule.compiled(settings)
+    reason, name = (Reason.RULE, "allow") if allow else (Reason.DENY_RULE, "deny")
+    decision = Decision(allow, reason, index, f"{name}[{index}] holds ({rule.criteria})")
+    return _Judged(rule, decision, rule.personal, rule.methods is None and rule.networks is None)
+
+
+def _set(values: Iterable[str] | None) -> Values:
+    return None if values is None else frozenset(values)
+
+
+def _folded(text: str) -> str:
+    """`text` with ASCII letters in lower case and domains in one form, A-labels.
+
+    No other letter is folded: `casefold` makes `ß` and `ss` one, `lower` the Kelvin sign a `k`, and both have let people take
+    over the accounts of others. Labels outside ASCII become what registries hold (RFC 5891 4.4), without IDNA 2003's mapping,
+    which also turns `ß` into `ss`.
+    """
+    local, at, domain = text.rpartition("@")
+    labels = unicodedata.normalize("NFC", domain).split(".")
+    return _ascii_lower(local) + at + ".".join(map(_a_label, labels))
+
+
+def _ascii_lower(text: str) -> str:
+    return text.lower() if text.isascii() else "".join(c.lower() if c.isascii() else c for c in text)
+
+
+def _a_label(label: str) -> str:
+    lowered = _ascii_lower(label)
+    return lowered if lowered.isascii() else "xn--" + lowered.encode("punycode").decode("ascii")
+
+
+def _domain(email: str | None) -> str | None:
+    """The domain of an address; None where it is not plain which part is the domain (`a@evil@corp`)."""
+    if email is None or email.count("@") != 1 or email.startswith("@"):
+        return None
+    return _folded(email).partition("@")[2]
+
+
+def _claim(item: tuple[str, Any]) -> _Claim:
+    path, expected = item
+    return path, frozenset(map(_typed, expected if isinstance(expected, tuple) else (expected,)))
+
+
+def _typed(value: Any) -> tuple[str, Any]:
+    """`value` with its JSON type: in Python True == 1, in JSON not."""
+    if isinstance(value, bool):
+        return "boolean", value
+    return ("number", value) if isinstance(value, int | float) else ("string", value)
+
+
+def _claim_holds(claims: Mapping[str, Any], claim: _Claim) -> bool:
+    """Whether the claim, or an item of it if it is a list, has one of the values expected."""
+    path, expected = claim
+    actual = lookup(claims, path)
+    values = actual if isinstance(actual, list) else [actual]
+    return any(isinstance(value, str | int | float | bool) and _typed(value) in expected for value in values)
+
+
+def _within(client: Address | None, networks: frozenset[Network], *, unknown: bool) -> bool:
+    if client is None:
+        return unknown
+    if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
+        client = client.ipv4_mapped  # ::ffff:10.0.0.1 is 10.0.0.1 come in by a dual-stack socket
+    return any(client in network for network in networks)

@@ -1,0 +1,170 @@
+"""Which route takes a request: exact host, then the longest wildcard, then any host; then the longest path; then file order.
+
+Rules are judged by the canonical path, the target is forwarded as it came. Where another server could read that target as a
+path with other rules, the match is ambiguous, and the gate refuses: see `paths.py` for what "could read" means. A path that
+leads elsewhere within the same rules is none of our business and passes untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.paths import PLAIN, interpretations, readings
+from proxy.policy import Policy
+from proxy.route_settings import fold_header
+from proxy.templating import Template
+
+if TYPE_CHECKING:
+    from proxy.settings import RouteSettings, Settings
+
+__all__ = ["Match", "Route", "RouteTable", "interpretations", "normalise_host"]
+
+# Clients choose hosts and paths: what is remembered of them is bounded in number and in size, and dropped as a whole.
+_REMEMBERED: Final = 4096
+_LONGEST_REMEMBERED: Final = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """A route, ready for use.
+
+    `path` covers itself and what is below it: `/admin` covers `/admin/x`, not `/administrator`. `header_remove` holds names
+    folded: lower case, `_` as `-`.
+    """
+
+    name: str
+    host: str | None
+    path: str
+    upstreams: tuple[str, ...]
+    policy: Policy
+    header_set: tuple[tuple[str, Template], ...]
+    header_remove: frozenset[str]
+    index: int
+
+    @classmethod
+    def from_settings(cls, index: int, route: RouteSettings) -> Route:
+        """The route that the `index`-th [[route]] describes."""
+        return cls(
+            name=route.name,
+            host=route.host,
+            path=route.path,
+            upstreams=route.upstream,
+            policy=Policy.from_settings(route),
+            header_set=tuple((name, Template.parse(value)) for name, value in route.headers.set.items()),
+            header_remove=frozenset(map(fold_header, route.headers.remove)),
+            index=index,
+        )
+
+
+class Match(NamedTuple):
+    """What takes a request. `path` is the canonical one, for rules.
+
+    `ambiguous`: somebody could read the target as a path that is not to be had, or by other rules; `other` is the route it
+    could be mistaken for, None if there is none there.
+    """
+
+    route: Route | None
+    path: str
+    ambiguous: bool = False
+    other: Route | None = None
+
+
+class _Host:
+    """The routes that requests for one host can take, the first that covers the path taking it."""
+
+    __slots__ = ("_prefixes", "uniform")
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._prefixes = tuple((route.path, route.path.rstrip("/") + "/", route) for route in routes)
+        policies = {route.policy for _, _, route in self._prefixes}
+        # One policy for every path there is: nothing can be mistaken for anything.
+        self.uniform = len(policies) == 1 and any(path == "/" for path, _, _ in self._prefixes)
+
+    def route(self, path: str) -> Route | None:
+        for exact, below, route in self._prefixes:
+            if path.startswith(below) or path == exact:
+                return route
+        return None
+
+
+class RouteTable:
+    """All routes of a gateway, in file order, ready to be matched against."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        by_path = sorted(self.routes, key=lambda route: (-len(route.path), route.index))
+        self._anywhere = [route for route in by_path if route.host is None]
+        suffixes = {route.host[1:] for route in self.routes if route.host is not None and route.host.startswith("*.")}
+        self._wildcards = [
+            (suffix, [route for route in by_path if route.host == "*" + suffix])
+            for suffix in sorted(suffixes, key=len, reverse=True)
+        ]
+        self._exact = {
+            host: [route for route in by_path if route.host == host]
+            for host in (route.host for route in self.routes)
+            if host is not None and not host.startswith("*.")
+        }
+        self._hosts: dict[str, _Host] = {}
+        self._matches: dict[tuple[str, bytes], Match] = {}
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> RouteTable:
+        """The table of `settings.route`."""
+        return cls(Route.from_settings(index, route) for index, route in enumerate(settings.route))
+
+    def match(self, host: str, raw_path: bytes) -> Match:
+        """What takes a request for `raw_path`, the target without its query, on `host`. Total: any bytes get an answer."""
+        key = (host, raw_path)
+        match = self._matches.get(key)
+        if match is None:
+            match = self._match(normalise_host(host), raw_path)
+            if len(raw_path) + len(host) <= _LONGEST_REMEMBERED:
+                if len(self._matches) >= _REMEMBERED:
+                    self._matches.clear()
+                self._matches[key] = match
+        return match
+
+    def knows(self, host: str) -> bool:
+        """Whether a route is meant for `host` by name: exactly or by a wildcard."""
+        host = normalise_host(host)
+        return host in self._exact or any(host.endswith(suffix) for suffix, _ in self._wildcards)
+
+    def _match(self, host: str, raw_path: bytes) -> Match:
+        routes = self._host(host)
+        if PLAIN.fullmatch(raw_path):
+            path = raw_path.decode("ascii")
+            return Match(routes.route(path), path)
+        found = readings(raw_path)
+        route = routes.route(found.canonical)
+        if route is None or routes.uniform:
+            return Match(route, found.canonical)
+        for path in found.others:
+            other = routes.route(path)
+            if other is not route and (other is None or other.policy != route.policy):
+                return Match(route, found.canonical, ambiguous=True, other=other)
+        return Match(route, found.canonical, ambiguous=not found.complete)
+
+    def _host(self, host: str) -> _Host:
+        routes = self._hosts.get(host)
+        if routes is None:
+            wild = [route for suffix, routes_of in self._wildcards if host.endswith(suffix) for route in routes_of]
+            routes = _Host([*self._exact.get(host, ()), *wild, *self._anywhere])
+            if len(self._hosts) >= _REMEMBERED:
+                self._hosts.clear()
+            if len(host) <= _LONGEST_REMEMBERED:
+                self._hosts[host] = routes
+        return routes
+
+
+def normalise_host(value: str) -> str:
+    """The host in a Host field or an authority: lower case, without port, brackets and one trailing dot.
+
+    Outside ASCII nothing is folded: no route is called so, and `K` (the Kelvin sign) must not become a `k`.
+    """
+    if value.startswith("["):
+        return value[1:].partition("]")[0].lower()
+    host = value.partition(":")[0] if value.count(":") == 1 else value
+    host = host.removesuffix(".")
+    return host.lower() if host.isascii() else host
