@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from proxy.bodies import chunk
-from proxy.gate import Call
+from proxy.gate import Call, bad_request
 from proxy.http1 import Fields, RequestHead
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 
 MAX_BODY: Final = 65536  # bytes of a form or token posted to the gateway itself
 _log = logging.getLogger("postern")
+_running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
 
 
 class AsgiCall:
@@ -39,17 +40,18 @@ class AsgiCall:
         "_drained",
         "_head",
         "_head_sent",
+        "_received",
         "_request_id",
         "_status",
-        "_task",
         "body_out",
         "started",
     )
 
     def __init__(self, client: ClientConnection, head: RequestHead) -> None:
-        self._client = client
+        self._client: ClientConnection | None = client  # None once the client is gone
         self._head = head
         self._body = bytearray()
+        self._received = 0
         self._complete = head.length == 0
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
@@ -59,7 +61,6 @@ class AsgiCall:
         self._bodiless = head.method == b"HEAD"
         self._status = 0
         self._request_id = b""
-        self._task: asyncio.Task[None] | None = None
         self.started = False
         self.body_out = 0
 
@@ -83,13 +84,18 @@ class AsgiCall:
             "state": {},
             "postern": call,
         }
-        self._task = asyncio.get_running_loop().create_task(self._run(app, scope))
+        task = asyncio.get_running_loop().create_task(self._run(app, scope))
+        _running.add(task)
+        task.add_done_callback(_running.discard)
 
     def body(self, data: bytes) -> None:
         """Payload of the request's body has come."""
+        self._received += len(data)
+        if self._received > MAX_BODY:
+            if self._client is not None:
+                self._client.spoiled(bad_request(413, "the request's body is larger than allowed"))
+            return
         self._body += data
-        if len(self._body) > MAX_BODY:
-            self._client.pause()  # the app reads it or answers without; either way it grows no further
         self._arrived.set()
 
     def body_done(self, _trailers: Fields) -> None:
@@ -106,7 +112,7 @@ class AsgiCall:
 
     def cancel(self) -> None:
         """The client is gone. A sign-in or sign-out under way is finished all the same: its outcome matters to others."""
-        self._client = None  # type: ignore[assignment]  # every use below checks
+        self._client = None
         self._arrived.set()
         self._drained.set()
 

@@ -7,6 +7,7 @@ came after it. Trailer fields are kept apart for ever: merged into the header se
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from proxy.http1 import Fields, RequestHead, ResponseHead, read_fields
@@ -67,7 +68,7 @@ class ChunkedBody:
     def __init__(self) -> None:
         self._held = b""  # an incomplete line, bounded by MAX_CHUNK_LINE or MAX_TRAILER
         self._left = 0  # payload bytes missing from the present chunk
-        self._step = self._size
+        self._step: Callable[[bytes, int, list[bytes]], int | None] = self._size
         self.done = False
         self.rest = b""
         self.trailers: Fields = []
@@ -131,10 +132,12 @@ class ChunkedBody:
         self.done = True
         return end + 4
 
-    def _hold(self, data: bytes, position: int, limit: int) -> None:
+    def _hold(self, data: bytes, position: int, limit: int) -> int | None:
+        """Keep an incomplete line for the next feed; returns None, "need more", for the steps to pass on."""
         self._held = data[position:]
         if len(self._held) > limit:
             raise ValueError("a line of the chunked coding is too long")
+        return None
 
 
 Body = LengthBody | CloseBody | ChunkedBody

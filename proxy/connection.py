@@ -102,7 +102,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- how it was lost changes nothing
         """The client is gone: so is all that was done for it (asyncio.Protocol)."""
         self._relay.connections.discard(self)
-        self._state.connections.discard(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
+        self._state.connections.discard(self)
         self.deadline = _FOREVER
         self._closing = True
         request, self._request = self._request, None
@@ -243,6 +243,16 @@ class ClientConnection(asyncio.Protocol):
             Verdict(Kind.BAD_REQUEST, status=500, reason="internal_error", detail="Postern failed; see its log")
         )
 
+    def spoiled(self, verdict: Verdict) -> None:
+        """The request's body turned out bad when part of it was on its way."""
+        request = self._request
+        if request is not None and request.work is not None and request.work.started:
+            self.cut_short()
+            return
+        if request is not None:
+            request.cancel()
+        self._refuse(verdict)
+
     def cut_short(self) -> None:
         """The answer cannot be completed, and must not look as if it were: reset the connection.
 
@@ -317,11 +327,11 @@ class ClientConnection(asyncio.Protocol):
         try:
             payload = body.feed(data)
         except ValueError as error:
-            self._spoiled(bad_request(400, str(error)))
+            self.spoiled(bad_request(400, str(error)))
             return
         self._received += len(payload)
         if self._limits.body_bytes and self._received > self._limits.body_bytes:
-            self._spoiled(bad_request(413, "the request's body is larger than allowed"))
+            self.spoiled(bad_request(413, "the request's body is larger than allowed"))
             return
         if body.done:
             self._body = None
@@ -341,16 +351,6 @@ class ClientConnection(asyncio.Protocol):
         if len(data) > _READ_AHEAD:
             self.pause()
 
-    def _spoiled(self, verdict: Verdict) -> None:
-        """The request's body turned out bad when part of it was on its way."""
-        request = self._request
-        if request is not None and request.work is not None and request.work.started:
-            self.cut_short()
-            return
-        if request is not None:
-            request.cancel()
-        self._refuse(verdict)
-
     # -- deadlines and ends
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
@@ -361,7 +361,7 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(bad_request(408, "the request's header section did not arrive in time"))
 
     def _body_too_slow(self) -> None:
-        self._spoiled(bad_request(408, "the request's body stopped arriving"))
+        self.spoiled(bad_request(408, "the request's body stopped arriving"))
 
     def _upstream_too_slow(self) -> None:
         request = self._request

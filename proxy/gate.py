@@ -18,7 +18,7 @@ from proxy import cookies
 from proxy.errors import StoreUnavailable, UpstreamProblem
 from proxy.http1 import RequestHead
 from proxy.policy import Decision, RequestFacts
-from proxy.routes import Match, Route, RouteTable, normalise_host
+from proxy.routes import Match, Route, RouteTable
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
 
@@ -170,7 +170,7 @@ class Gate:
         path = head.path
         if path.startswith(self._prefix_slash) or path == self._prefix:
             return OWN
-        match = self.routes.match(normalise_host(host), path)
+        match = self.routes.match(host, path)
         if match.ambiguous:
             detail = "a path that a server behind could read as another one, with other rules"
             return Verdict(Kind.AMBIGUOUS, route=match.route, status=400, detail=detail)

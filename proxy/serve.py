@@ -62,9 +62,8 @@ def build(settings: Settings) -> Gateway:
     relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
     gate = Gate(settings, routes, store)
-    app = create_app(
-        settings, gate, store, relying_party, Pages.from_settings(settings), ReturnPaths.from_settings(settings)
-    )
+    returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
+    app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns)
     log = AccessLog(sys.stdout, form_of(settings.log))
     relay = Relay(
         gate=gate,

@@ -1,0 +1,229 @@
+"""A gateway and a scripted upstream in one event loop, spoken to in raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+from proxy import cookies
+from proxy.claims import Grant, Identity, Tokens
+from proxy.serve import Gateway, build, make_server
+from proxy.settings import Settings, load
+
+T = TypeVar("T")
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+PATIENCE = 10.0  # seconds; no test waits that long unless it fails
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine on the event loop that the gateway runs on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(asyncio.wait_for(work, 60))
+
+
+class Upstream:
+    """A server that does what a script says; each request's head is kept in `heads`, each whole request in `requests`."""
+
+    def __init__(self) -> None:
+        self.script: Script = self.hello
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.connections = 0
+        self.url = ""
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self.script(reader, writer)
+        writer.close()
+
+    async def head(self, reader: asyncio.StreamReader) -> bytes:
+        """Read one request's head; IncompleteReadError when the gateway closes instead."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
+        return head
+
+    async def body(self, reader: asyncio.StreamReader, head: bytes) -> bytes:
+        """Read the body that `head` announces."""
+        lower = head.lower()
+        if b"transfer-encoding: chunked" in lower:
+            body = b""
+            while True:
+                size = int((await reader.readline()).split(b";")[0], 16)
+                if size == 0:
+                    while await reader.readline() not in (b"\r\n", b""):
+                        pass
+                    break
+                body += (await reader.readexactly(size + 2))[:-2]
+        else:
+            length = next((line for line in lower.split(b"\r\n") if line.startswith(b"content-length:")), b":0")
+            body = await reader.readexactly(int(length.partition(b":")[2]))
+        self.bodies.append(body)
+        return body
+
+    async def hello(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer every request with `hello`."""
+        while True:
+            head = await self.head(reader)
+            await self.body(reader, head)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
+
+    def answering(self, answer: bytes, *, then_close: bool = False) -> None:
+        """Script: answer every request with these bytes."""
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                head = await self.head(reader)
+                await self.body(reader, head)
+                writer.write(answer)
+                await writer.drain()
+                if then_close:
+                    return
+
+        self.script = script
+
+
+class Client:
+    """A raw connection to the gateway."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def response(self, *, head_only: bool = False) -> tuple[int, bytes, bytes]:
+        """Read one response: status, head, body (chunked coding taken off)."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)
+        status = int(head.split(b" ", 2)[1])
+        if head_only or status in (101, 204, 304) or status < 200:
+            return status, head, b""
+        lower = head.lower()
+        if b"transfer-encoding: chunked" in lower:
+            body = b""
+            while True:
+                size = int(await asyncio.wait_for(self.reader.readline(), PATIENCE), 16)
+                piece = await asyncio.wait_for(self.reader.readexactly(size + 2), PATIENCE)
+                if size == 0:
+                    return status, head, body
+                body += piece[:-2]
+        for line in lower.split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+                return status, head, await asyncio.wait_for(self.reader.readexactly(length), PATIENCE)
+        return status, head, await self.rest()
+
+    async def rest(self) -> bytes:
+        """Everything until the gateway closes; ConnectionError when it resets."""
+        return await asyncio.wait_for(self.reader.read(-1), PATIENCE)
+
+    async def ask(self, raw: bytes) -> tuple[int, bytes, bytes]:
+        self.send(raw)
+        return await self.response(head_only=raw.startswith(b"HEAD "))
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def abort(self) -> None:
+        self.writer.transport.abort()
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, gateway: Gateway, upstream: Upstream, port: int) -> None:
+        self.gateway = gateway
+        self.upstream = upstream
+        self.port = port
+
+    async def connect(self) -> Client:
+        return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
+
+    async def ask(self, raw: bytes) -> tuple[int, bytes, bytes]:
+        """One request on a connection of its own."""
+        client = await self.connect()
+        try:
+            return await client.ask(raw)
+        finally:
+            client.close()
+
+    async def sign_in(self, **identity: Any) -> bytes:
+        """A session, as the value of a Cookie field."""
+        person = Identity(**{"sub": "user00000001", **identity})
+        tokens = Tokens(id_token="id.token.x", access_token="opaque", access_expires_at=time.time() + 3600)
+        grant = Grant(identity=person, tokens=tokens, sid=None, signed_in_at=time.time())
+        _, value = await self.gateway.store.create(grant, browser="test", address="127.0.0.1")
+        return f"{cookies.session_name(self.gateway.settings)}={value}".encode()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until something has become true."""
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            assert time.monotonic() < deadline, "it never came true"
+            await asyncio.sleep(0.005)
+
+
+def settings_for(upstream: str, **environ: str) -> Settings:
+    return load(
+        None,
+        {
+            "POSTERN_PUBLIC_URL": "http://localhost:3000",
+            "POSTERN_ROUTE__0__NAME": "app",
+            "POSTERN_ROUTE__0__UPSTREAM": upstream,
+            "POSTERN_ROUTE__0__ALLOW": "everyone",
+            "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+            "LOGTO_APP_ID": "app",
+            "LOGTO_APP_SECRET": "secret",
+            **environ,
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
+    """A gateway whose one route, open to everyone, leads to the scripted upstream; `toml` or `environ` change that."""
+    upstream = Upstream()
+    await upstream.start()
+    if toml:
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "postern.toml"
+            path.write_text(toml.replace("UPSTREAM", upstream.url))
+            settings = load(path, environ)
+    else:
+        settings = settings_for(upstream.url, **environ)
+    gateway = build(settings)
+    gateway.log._stream = None  # type: ignore[misc]
+    await gateway.store.start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = make_server(gateway)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.001)
+    try:
+        yield World(gateway, upstream, listener.getsockname()[1])
+    finally:
+        server.force_exit = True
+        server.should_exit = True
+        await task
+        await gateway.close()
+        await upstream.stop()
