@@ -19,6 +19,7 @@ from proxy.bodies import ChunkedBody, LengthBody, request_body
 from proxy.errors import MalformedRequest, UpstreamProblem
 from proxy.exchange import Exchange
 from proxy.gate import Kind, Verdict, bad_request, upstream_failed
+from proxy.headers import Peer
 from proxy.http1 import RequestHead, read_request
 from proxy.refusal import options_answer, refusal
 from proxy.request import Request
@@ -43,7 +44,7 @@ class ClientConnection(asyncio.Protocol):
         self._limits = relay.limits
         self._state = server_state
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
-        self._peer = ""
+        self._peer: Peer = relay.nobody
         self._scheme = b"http"
         self._held = b""  # read, not yet used: part of a head, pipelined requests, body nobody takes yet
         self._request: Request | None = None
@@ -65,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
         self._relay.connections.add(self)
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
         peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._peer = self._relay.forwarding.peer(peer[0] if isinstance(peer, tuple) else "")
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = b"https"
         self._wait(self._limits.head_timeout, self._close)
@@ -151,11 +152,15 @@ class ClientConnection(asyncio.Protocol):
             self._limits.tunnel_idle_timeout if self._tunnel else self._limits.idle_timeout
         )
 
-    def respond(self, status: int, head: bytes) -> None:
-        """Send the final head of the answer."""
+    def responding(self, status: int) -> None:
+        """The final head of the answer is settled: from here on it can only be completed or cut short."""
         if self._request is not None:
             self._request.status = status
         self._expire = self.cut_short
+
+    def respond(self, status: int, head: bytes) -> None:
+        """Send the final head of the answer."""
+        self.responding(status)
         self.write(head)
 
     def write_eof(self) -> None:
@@ -380,7 +385,7 @@ class ClientConnection(asyncio.Protocol):
         request, self._request = self._request, None
         request_id = request.id if request is not None else self._relay.new_request_id()
         self._transport.write(refusal(verdict, self.date, request_id))
-        self._relay.log.refused(self._peer, request_id, verdict)
+        self._relay.log.refused(self._peer.text, request_id, verdict)
         self._linger()
 
     def _linger(self) -> None:

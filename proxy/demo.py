@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import uvloop
 from rich.console import Console
@@ -18,7 +20,7 @@ from proxy.settings import Settings, load
 def demo_settings(port: int) -> Settings:
     """The settings of the demo's gateway: what a sidecar's environment holds, and nothing else."""
     return load(
-        None,
+        Path(os.devnull),  # a settings file in the working directory is somebody's gateway, not the demo's
         {
             "POSTERN_PUBLIC_URL": f"http://localhost:{port}",
             "POSTERN_LISTEN": f"127.0.0.1:{port}",

@@ -43,6 +43,7 @@ class Exchange:
         "_request_done",
         "_retried",
         "_task",
+        "_unsent",
         "body_out",
         "started",
         "tunnel",
@@ -70,6 +71,7 @@ class Exchange:
         self._request_done = head.length == 0
         self._retried = False
         self._chunked_out = False
+        self._unsent = b""  # the final head, until payload or the end comes with it
         self.started = False  # a byte of the final response has gone to the client
         self.tunnel = False
         self.body_out = 0  # payload bytes sent to the client
@@ -175,27 +177,38 @@ class Exchange:
         # What ends by closing towards an HTTP/1.0 client, or has not been read to its end, cannot be followed by more.
         if (head.length is None and self._head.minor == 0) or not client.request_read:
             client.keep_alive = False
-        client.respond(
-            head.status,
-            self._fields.to_client(
-                head,
-                chunked=self._chunked_out or (head.chunked and bodiless),
-                close=not client.keep_alive,
-                date=client.date,
-                request_id=self._request.id,
-            ),
+        self._unsent = self._fields.to_client(
+            head,
+            chunked=self._chunked_out or (head.chunked and bodiless),
+            close=not client.keep_alive,
+            date=client.date,
+            request_id=self._request.id,
         )
+        client.responding(head.status)
+
+    def upstream_flush(self) -> None:
+        """Send a head that came alone (Sink)."""
+        if self._unsent:
+            head, self._unsent = self._unsent, b""
+            self._client.write(head)
 
     def upstream_data(self, data: bytes) -> None:
         """Relay payload, or bytes of the tunnel (Sink)."""
         self.body_out += len(data)
-        self._client.write(chunk(data) if self._chunked_out else data)
+        if self._chunked_out:
+            data = chunk(data)
+        if self._unsent:  # head and first payload in one write: one system call, one packet
+            data, self._unsent = self._unsent + data, b""
+        self._client.write(data)
 
     def upstream_done(self, trailers: Fields) -> None:
         """The answer is complete (Sink)."""
         self._connection = None
         if self._chunked_out:
-            self._client.write(last_chunk(self._fields.trailers(trailers)))
+            self._client.write(self._unsent + last_chunk(self._fields.trailers(trailers)))
+        elif self._unsent:
+            self._client.write(self._unsent)
+        self._unsent = b""
         self._client.finished()
 
     def upstream_eof(self) -> None:

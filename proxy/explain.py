@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from proxy.claims import identity_from_claims
 from proxy.gate import Gate, Verdict
-from proxy.headers import Forwarding, Origin, parse_address
+from proxy.headers import Forwarding, parse_address
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import RouteTable
 from proxy.serve import route_headers
@@ -49,7 +49,8 @@ def explain(
         return Explanation(verdict, None)
     headers = route_headers(settings, routes)[verdict.route]
     block = headers.identity_block(session.identity if session is not None else None, None)
-    origin: Origin = Forwarding(()).origin(head, client, parts.scheme.encode())
+    forwarding = Forwarding(())
+    origin = forwarding.origin(head, forwarding.peer(client), parts.scheme.encode())
     return Explanation(verdict, headers.to_upstream(head, origin, block, b"example"))
 
 

@@ -153,6 +153,18 @@ class Origin:
     chain: bytes  # the X-Forwarded-For to send on
 
 
+class Peer:
+    """Whoever is at the other end of a connection. `origin` is the last one worked out: connections keep to one host."""
+
+    __slots__ = ("address", "origin", "text", "trusted")
+
+    def __init__(self, text: str, address: Address | None, trusted: bool) -> None:
+        self.text = text
+        self.address = address
+        self.trusted = trusted
+        self.origin: Origin | None = None
+
+
 class Forwarding:
     """Decides whom to believe about the client's address, scheme and host: the only place that does."""
 
@@ -165,12 +177,22 @@ class Forwarding:
             address.version == network.version and address in network for network in self._trusted
         )
 
-    def origin(self, head: RequestHead, peer: str, scheme: bytes) -> Origin:
-        """The origin of `head`, which arrived from `peer` ("" for a unix socket) over `scheme`."""
-        address = parse_address(peer)
-        trusted = self.trusts(address) or (not peer and bool(self._trusted))
-        if not trusted:
-            return Origin(peer, address, scheme, head.host, False, peer.encode("ascii", "replace"))
+    def peer(self, text: str) -> Peer:
+        """What is to be known about whoever connected from `text`, an address, or "" for a unix socket."""
+        address = parse_address(text)
+        return Peer(text, address, self.trusts(address) or (not text and bool(self._trusted)))
+
+    def origin(self, head: RequestHead, peer: Peer, scheme: bytes) -> Origin:
+        """The origin of `head`, which arrived from `peer` over `scheme`."""
+        if not peer.trusted:
+            known = peer.origin
+            if known is None or known.host != head.host:
+                chain = peer.text.encode("ascii", "replace")
+                known = peer.origin = Origin(peer.text, peer.address, scheme, head.host, False, chain)
+            return known
+        return self._forwarded(head, peer.text, peer.address, scheme)
+
+    def _forwarded(self, head: RequestHead, peer: str, address: Address | None, scheme: bytes) -> Origin:
         values = head.values
         hops = [hop.strip() for hop in values.get(b"x-forwarded-for", b"").decode("latin-1").split(",") if hop.strip()]
         client, known = self._client(hops, peer, address)

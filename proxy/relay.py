@@ -51,6 +51,7 @@ class Relay:
         self.headers = dict(headers)
         self.pools: dict[Route, tuple[Pool, ...]] = {route: upstreams.pools(route.upstreams) for route in headers}
         self.forwarding = forwarding
+        self.nobody = forwarding.peer("")
         self.limits = limits
         self.head_limits = HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count)
         self.log = log

@@ -15,7 +15,7 @@ from proxy.asgi import AsgiCall
 from proxy.errors import StoreUnavailable
 from proxy.exchange import Exchange
 from proxy.gate import Call, Kind, Verdict, bad_request
-from proxy.headers import RouteHeaders, request_id_from
+from proxy.headers import Peer, RouteHeaders, request_id_from
 from proxy.http1 import RequestHead
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ class Request:
 
     __slots__ = ("_connection", "_relay", "_task", "head", "id", "origin", "started_at", "status", "verdict", "work")
 
-    def __init__(self, connection: ClientConnection, relay: Relay, head: RequestHead, peer: str, scheme: bytes) -> None:
+    def __init__(
+        self, connection: ClientConnection, relay: Relay, head: RequestHead, peer: Peer, scheme: bytes
+    ) -> None:
         self._connection = connection
         self._relay = relay
         self._task: asyncio.Task[None] | None = None

@@ -32,6 +32,9 @@ class Sink(Protocol):
     def upstream_head(self, head: ResponseHead) -> None:
         """An interim (1xx) or the final head has come."""
 
+    def upstream_flush(self) -> None:
+        """Nothing more has come with the final head: what was held back to go out with it goes now."""
+
     def upstream_data(self, data: bytes) -> None:
         """Payload of the body, chunked coding taken off; after a 101, bytes of the tunnel."""
 
@@ -209,6 +212,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if data or body.done:
             self._read_body(sink, body, data)
+        if self._sink is sink:
+            sink.upstream_flush()
 
     def _read_body(self, sink: Sink, body: Body, data: bytes) -> None:
         payload = body.feed(data)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
@@ -182,7 +185,7 @@ class World:
 
 def settings_for(upstream: str, **environ: str) -> Settings:
     return load(
-        None,
+        Path(os.devnull),
         {
             "POSTERN_PUBLIC_URL": "http://localhost:3000",
             "POSTERN_ROUTE__0__NAME": "app",
@@ -202,9 +205,6 @@ async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
     upstream = Upstream()
     await upstream.start()
     if toml:
-        import tempfile
-        from pathlib import Path
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "postern.toml"
             path.write_text(toml.replace("UPSTREAM", upstream.url))
