@@ -74,7 +74,7 @@ class KeyStore:
         return list(dict.fromkeys(names))
 
     def verify(self, token: str, issuer: str) -> dict[str, Any]:
-        """Claims of a token that one of the kept keys signed, however old; jwt.InvalidTokenError otherwise."""
+        """Claims of a token that one of the kept keys signed, however old; jwt.PyJWTError otherwise."""
         kid = jwt.get_unverified_header(token).get("kid")
         for key in self._keys:
             if key.kid == kid:

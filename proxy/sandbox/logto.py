@@ -186,6 +186,7 @@ class _Helmet:
         (b"vary", b"Accept-Encoding, Origin"),
         (b"cross-origin-resource-policy", b"same-origin"),
         (b"origin-agent-cluster", b"?1"),
+        (b"referrer-policy", b"strict-origin-when-cross-origin"),
         (b"x-content-type-options", b"nosniff"),
         (b"x-download-options", b"noopen"),
         (b"x-frame-options", b"SAMEORIGIN"),

@@ -68,11 +68,11 @@ def _checked(state: SandboxState, params: Mapping[str, str]) -> Logout:
 def _audience(state: SandboxState, hint: str) -> str:
     try:
         jwt.decode(hint, options={"verify_signature": False})
-    except jwt.InvalidTokenError as error:
+    except jwt.PyJWTError as error:
         raise OidcError("invalid_request", "could not decode id_token_hint") from error
     try:
         return str(state.keys.verify(hint, state.config.issuer)["aud"])
-    except (jwt.InvalidTokenError, KeyError) as error:  # among them: signed by a key that two rotations dropped
+    except (jwt.PyJWTError, KeyError) as error:  # among them: signed by a key that two rotations dropped
         raise OidcError("invalid_request", "could not validate id_token_hint") from error
 
 

@@ -45,7 +45,6 @@ def page(name: str, status: int = 200, *, form_action: str | None = "'self'", **
         headers={
             "content-security-policy": policy,
             "cache-control": "no-cache, no-store, must-revalidate",
-            "referrer-policy": "strict-origin-when-cross-origin",
         },
     )
 

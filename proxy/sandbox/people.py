@@ -60,6 +60,7 @@ class Person:
     organization_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # organization id -> roles there
     custom_data: Mapping[str, Any] = field(default_factory=dict)
     linked: bool = True  # the Discord identity is still linked
+    discord_details: Mapping[str, Any] | None = None  # the snapshot to show; None: as a first sign-in would take it
     registered: bool = True
     suspended: bool = False
     deleted: bool = False
@@ -70,6 +71,8 @@ class Person:
         """`identities` as recorded: details are a snapshot from the day of linking, with Discord's own answer inside."""
         if not self.linked:
             return {}
+        if self.discord_details is not None:
+            return {"discord": {"userId": self.discord_id, "details": dict(self.discord_details)}}
         details: dict[str, Any] = {"id": self.discord_id, "name": self.discord_username}
         if self.email is not None:
             details["email"] = self.email
