@@ -148,8 +148,8 @@ def test_each_block_of_the_example_says_what_it_is_for() -> None:
     lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
     for number, line in enumerate(lines):
         if ENV_LINE.match(line):
-            above = lines[number - 1]
-            assert above.startswith("#"), f".env.example:{number + 1}: nothing explains {line}"
+            above = next(text for text in reversed(lines[:number]) if not ENV_LINE.match(text))
+            assert above.startswith("# "), f".env.example:{number + 1}: nothing explains {line}"
 
 
 def test_the_example_filled_in_makes_settings_that_hold() -> None:

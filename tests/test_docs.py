@@ -97,7 +97,7 @@ def test_every_setting_is_in_the_reference() -> None:
     assert page == with_reference(page), "run `make docs`"
     for key in keys(Settings):
         assert key.field.description, key.path
-        if key.section is None:
+        if key.section is None and "deny" not in key.path[:-1]:  # the page says once that rules are rules
             assert key.variable in page
 
 
@@ -106,7 +106,7 @@ def test_settings_that_the_prose_names_exist() -> None:
     for path in PAGES:
         for code in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?: = [^`]*)?`", prose(path)):
             steps = tuple(code.split("."))
-            if steps[0] in sections:
+            if steps[0] in sections and steps[-1] not in ("py", "md"):
                 assert key_at(Settings, steps) is not None, f"{name_of(path)}: {code}"
 
 
@@ -163,7 +163,9 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        if program == "postern" and words[1:] and words[1] != "--version":
+        if words[1:] == ["--version"] or program in ("cp", "export", "systemctl"):
+            continue
+        if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]
             documented = {option for param in main.commands[words[1]].params for option in param.opts}
             assert {word for word in example if word.startswith("--")} <= documented, f"{page}: {words}"
@@ -174,7 +176,7 @@ def test_commands_that_the_pages_show_exist() -> None:
             assert not named or named[0] in services, f"{page}: {words}"
             assert "postern" not in named or named[1] in main.commands
         else:
-            assert program in ("cp", "export", "systemctl"), f"{page}: {words}"
+            pytest.fail(f"{page}: {words}")
     assert {"postern", "make", "docker"} <= seen
 
 

@@ -27,7 +27,7 @@ COMES_WITH = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}
 USED_BY_OTHERS = {
     "hiredis": "redis parses with it",
     "python-multipart": "starlette reads forms with it",
-    "uvloop": "uvicorn runs on it",
+    "websockets": "uvicorn serves the sample app's WebSocket with it",
 }
 
 
