@@ -132,3 +132,12 @@ async def serve_sandbox(
         if ready is not None:
             ready(Addresses(logto_url, address(app_listener) if app_listener is not None else None))
         await asyncio.Event().wait()
+
+
+async def serve_sample(host: str, port: int) -> None:
+    """Run only the sample app, until cancelled. OSError when the port is taken."""
+    async with contextlib.AsyncExitStack() as stack:
+        listener = listen(host, port)
+        stack.callback(listener.close)
+        await stack.enter_async_context(running(create_sample(), listener))
+        await asyncio.Event().wait()

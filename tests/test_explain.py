@@ -1,0 +1,97 @@
+"""`postern explain` says what the gate says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import MalformedRequest
+from proxy.explain import explain
+from proxy.gate import Kind
+from proxy.settings import Settings, load
+
+TOML = """
+public_url = "https://apps.example.com"
+[logto]
+endpoint = "https://auth.example.com"
+app_id = "app"
+app_secret = "secret"
+[session.cookie]
+domain = "example.com"
+[[route]]
+name = "wiki"
+host = "wiki.example.com"
+upstream = "http://127.0.0.1:1"
+allow = [{ roles = ["staff"] }, { networks = ["10.0.0.0/8"], roles = ["guest"] }]
+headers = { set = { X-Who = "{username} <{email}>" } }
+[[route]]
+name = "public"
+upstream = "http://127.0.0.1:2"
+allow = "everyone"
+[[route]]
+name = "private"
+path = "/private"
+upstream = "http://127.0.0.1:3"
+"""
+STAFF = {"sub": "u1", "username": "ann", "email": "ann@example.com", "email_verified": True, "roles": ["staff"]}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    file = tmp_path / "postern.toml"
+    file.write_text(TOML)
+    return load(file, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "claims", "client", "kind", "route"),
+    [
+        ("https://wiki.example.com/a", STAFF, "1.2.3.4", Kind.PASS, "wiki"),
+        ("https://wiki.example.com/a", {"sub": "u2"}, "1.2.3.4", Kind.FORBIDDEN, "wiki"),
+        ("https://wiki.example.com/a", {"sub": "u2", "roles": ["guest"]}, "10.1.1.1", Kind.PASS, "wiki"),
+        ("https://wiki.example.com/a", {"sub": "u2", "roles": ["guest"]}, "1.2.3.4", Kind.FORBIDDEN, "wiki"),
+        ("https://wiki.example.com/a", None, "1.2.3.4", Kind.SIGN_IN, "wiki"),
+        ("https://apps.example.com/x?y", None, "1.2.3.4", Kind.PASS, "public"),
+        ("https://apps.example.com/private/x", None, "1.2.3.4", Kind.SIGN_IN, "private"),
+        ("https://apps.example.com/public/..%2fprivate", STAFF, "1.2.3.4", Kind.AMBIGUOUS, "public"),
+        ("https://apps.example.com/.postern/me", STAFF, "1.2.3.4", Kind.OWN, None),
+    ],
+)
+def test_the_verdict_is_the_gates(
+    settings: Settings, url: str, claims: dict[str, object] | None, client: str, kind: Kind, route: str | None
+) -> None:
+    verdict = explain(settings, url, "GET", claims, client).verdict
+    assert verdict.kind is kind
+    assert (verdict.route.name if verdict.route is not None else None) == route
+
+
+def test_the_head_is_what_the_app_would_get(settings: Settings) -> None:
+    head = explain(settings, "https://wiki.example.com/a%2Fb?q=1", "DELETE", STAFF, "1.2.3.4").head
+    assert head is not None
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "DELETE /a%2Fb?q=1 HTTP/1.1"
+    assert "Host: wiki.example.com" in lines
+    assert "X-Forwarded-User: u1" in lines
+    assert "X-Who: ann <ann@example.com>" in lines
+    assert "X-Forwarded-For: 1.2.3.4" in lines
+
+
+def test_what_passes_nobody_shows_no_head(settings: Settings) -> None:
+    assert explain(settings, "https://wiki.example.com/", "GET", None).head is None
+
+
+@pytest.mark.parametrize("url", ["/relative", "wiki.example.com/x", "https://", ""])
+def test_a_url_must_be_absolute(settings: Settings, url: str) -> None:
+    with pytest.raises(ValueError, match="absolute"):
+        explain(settings, url, "GET", None)
+
+
+def test_claims_without_a_sub_are_nobody(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="sub"):
+        explain(settings, "https://wiki.example.com/", "GET", {"name": "x"})
+
+
+def test_what_the_relay_would_refuse_is_refused(settings: Settings) -> None:
+    with pytest.raises(MalformedRequest):
+        explain(settings, "https://wiki.example.com/a b", "GET", None)
