@@ -1,0 +1,157 @@
+"""Who is asking: the session behind a request to the gateway itself, and the pages that show it to its owner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy import cookies
+from proxy.answers import Answers, account_fact, call_of, json_response, locale_of
+from proxy.gate import Gate
+from proxy.pages import Action, Fact, Pages, Place
+from proxy.policy import RequestFacts
+from proxy.session import Session, SessionStore, cookie_name
+from proxy.settings import Settings
+from proxy.texts import Locale, text
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A live session and the cookie value that opened it."""
+
+    session: Session
+    cookie: str
+
+    def __repr__(self) -> str:
+        return f"Visit({self.session.id})"  # never the cookie
+
+
+class Visits:
+    """Finds the session behind a request."""
+
+    def __init__(self, settings: Settings, store: SessionStore) -> None:
+        self._name = cookie_name(settings).encode()
+        self._store = store
+
+    async def of(self, request: Request) -> Visit | None:
+        """The live session that `request` carries, or None. Raises StoreUnavailable.
+
+        Every cookie of our name is tried, as the gate does: a stale one must not hide a valid one.
+        """
+        header = "; ".join(request.headers.getlist("cookie")).encode("latin-1")
+        for value in cookies.find_all(header, self._name):
+            cookie = value.decode("ascii", "replace")
+            session = await self._store.load(cookie)
+            if session is not None:
+                return Visit(session, cookie)
+        return None
+
+
+class Account:
+    """The page that says who you are and what you may open, and the same as JSON."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gate: Gate,
+        visits: Visits,
+        pages: Pages,
+        answers: Answers,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._public = urlsplit(settings.public_url)
+        self._here = f"{settings.public_url}{settings.prefix}/"
+        self._gate = gate
+        self._visits = visits
+        self._pages = pages
+        self._answers = answers
+        self._clock = clock
+
+    async def home(self, request: Request) -> Response:
+        """Who you are, what you may open, and the way out; for a stranger the way in."""
+        call, locale = call_of(request), locale_of(request)
+        visit = await self._visits.of(request)
+        if visit is None:
+            sign_in = Action("action.sign_in", self._answers.sign_in_url(self._here))
+            return self._pages.render("guest", locale=locale, request_id=call.request_id, actions=[sign_in])
+        return self._pages.render(
+            "home",
+            locale=locale,
+            request_id=call.request_id,
+            facts=list(_facts(visit.session, locale)),
+            places=list(self._places(visit.session, call.client)),
+            actions=[
+                Action("action.sign_out", f"{self._answers.prefix}/sign-out", post=True),
+                Action("action.switch", self._answers.sign_in_url(self._here, switch=True)),
+            ],
+        )
+
+    async def me(self, request: Request) -> Response:
+        """The person and their session as JSON; 401 for a stranger. No token is in it, nor a claim nobody named."""
+        visit = await self._visits.of(request)
+        if visit is None:
+            return self._answers.unauthenticated(request)
+        identity, session = visit.session.identity, visit.session
+        discord = {"id": identity.discord_id, "username": identity.discord_username} if identity.discord_id else None
+        content: dict[str, Any] = {
+            "sub": identity.sub,
+            "username": identity.username,
+            "name": identity.name,
+            "email": identity.email,
+            "picture": identity.picture,
+            "roles": identity.roles,
+            "organizations": identity.organizations,
+            "organization_roles": identity.organization_roles,
+            "discord": discord,
+            "session": {
+                "created_at": _iso(session.created_at),
+                "signed_in_at": _iso(session.signed_in_at),
+                "expires_at": _iso(session.expires_at),
+            },
+        }
+        return json_response(content)
+
+    def _places(self, session: Session, client: str) -> Iterator[Place]:
+        """The routes whose rules let this person open their first page from here and now."""
+        try:
+            address = ip_address(client)
+        except ValueError:
+            address = None  # a unix socket's peer: no rule on networks matches it
+        for route in self._gate.routes.routes:
+            facts = RequestFacts(method="GET", path=route.path, client=address, now=self._clock())
+            if route.policy.decide(session.identity, facts).allowed:
+                yield self._place(route.name, route.host, route.path)
+
+    def _place(self, name: str, host: str | None, path: str) -> Place:
+        # Every host is served by the same listener as the public one: its port goes for all.
+        port = f":{self._public.port}" if self._public.port else ""
+        netloc = self._public.netloc if host is None else host + port
+        address = netloc + (path if path != "/" else "")
+        if netloc.startswith("*"):
+            return Place(name, address)
+        return Place(name, address, f"{self._public.scheme}://{netloc}{quote(path)}")
+
+
+def _facts(session: Session, locale: Locale) -> Iterator[Fact]:
+    yield account_fact(session.identity)
+    if session.identity.groups:
+        yield Fact("label.roles", ", ".join(session.identity.groups))
+    yield Fact("label.signed_in", _readable(session.signed_in_at, locale))
+    yield Fact("label.ends", _readable(session.expires_at, locale))
+
+
+def _readable(seconds: float, locale: Locale) -> str:
+    return text(locale, "value.utc", time=f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

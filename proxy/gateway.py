@@ -1,0 +1,201 @@
+"""The Starlette app: everything that Postern says itself, from the sign-in to the 404.
+
+It is asked for what the gate does not pass, with the verdict in `scope["postern"]`. Requests below the gateway's own
+prefix (verdict OWN) are routed here; a navigation without a session is sent to Logto; answers.py refuses whatever else
+there is. Nothing here lets a request through to an app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.account import Account, Visits
+from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
+from proxy.errors import PosternError, StoreUnavailable
+from proxy.gate import Gate, Kind
+from proxy.identity import RelyingParty
+from proxy.pages import Pages
+from proxy.redirects import ReturnPaths
+from proxy.session import SessionStore
+from proxy.settings import Settings
+from proxy.signin import SignIn
+from proxy.signout import Revocations, SignOut
+
+_log = logging.getLogger("postern.gateway")
+
+_PROBE_SECONDS: Final = 2.0  # how long a readiness probe waits for either of the two
+_LOGTO_FRESH: Final = 10.0  # seconds one look at Logto is good for, so that probes cannot be used to flood it
+_DRAIN_SECONDS: Final = 5.0
+
+
+def create_app(
+    settings: Settings,
+    gate: Gate,
+    store: SessionStore,
+    relying_party: RelyingParty,
+    pages: Pages,
+    returns: ReturnPaths,
+) -> Starlette:
+    """Build the app. Its `state.revocations` has work to drain when the server stops without ASGI's lifespan."""
+    answers = Answers(settings, pages, returns)
+    visits = Visits(settings, store)
+    revocations = Revocations(relying_party)
+    parts = (settings, store, relying_party, visits, pages, answers, returns, revocations)
+    sign_in, sign_out = SignIn(*parts), SignOut(*parts)
+    account = Account(settings, gate, visits, pages, answers)
+    health = Health(store, relying_party)
+    own: dict[str, Callable[[Request], object]] = {
+        "": account.home,
+        "/": account.home,
+        "/me": account.me,
+        "/sign-in": sign_in.start,
+        "/callback": sign_in.callback,
+        "/sign-out": sign_out.sign_out,
+        "/signed-out": sign_out.signed_out,
+        "/healthz": health.alive,
+        "/readyz": health.ready,
+    }
+    routes = [
+        Route(settings.prefix + path, endpoint, methods=["GET", "POST"] if path == "/sign-out" else ["GET"])
+        for path, endpoint in own.items()
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await revocations.drain(_DRAIN_SECONDS)
+
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(_Frame, answers=answers, sign_in=sign_in)],
+        exception_handlers={HTTPException: _Unrouted(answers)},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # an unknown path is a 404, and nothing else is learnt from it
+    app.state.revocations = revocations
+    return app
+
+
+class Health:
+    """Alive, and able to serve."""
+
+    def __init__(
+        self, store: SessionStore, relying_party: RelyingParty, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._relying_party = relying_party
+        self._clock = clock
+        self._logto = "unknown"
+        self._looked_at = float("-inf")
+        self._looking = asyncio.Lock()
+
+    async def alive(self, _: Request) -> Response:
+        """GET /healthz: this process answers. Says nothing of what it needs: a restart would not repair that."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """GET /readyz: 503 while sessions cannot be checked. Logto is reported, not required: who is signed in stays so."""
+        store, logto = await asyncio.gather(self._store_state(), self._logto_state())
+        is_ready = store == "ok"
+        content = {"status": "ready" if is_ready else "unavailable", "store": store, "logto": logto}
+        response = json_response(content, 200 if is_ready else 503)
+        if not is_ready:
+            response.headers["Retry-After"] = RETRY_AFTER
+        return response
+
+    async def _store_state(self) -> str:
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._store.ping()
+        except (StoreUnavailable, TimeoutError):
+            return "unavailable"
+        return "ok"
+
+    async def _logto_state(self) -> str:
+        async with self._looking:
+            if self._clock() - self._looked_at >= _LOGTO_FRESH:
+                try:
+                    async with asyncio.timeout(_PROBE_SECONDS):
+                        await self._relying_party.check()
+                except (PosternError, TimeoutError):
+                    self._logto = "unavailable"
+                else:
+                    self._logto = "ok"
+                self._looked_at = self._clock()
+            return self._logto
+
+
+class _Unrouted:
+    """Answers for what no route of ours answers."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allow = ", ".join(sorted(name.strip() for name in (error.headers or {}).get("Allow", "").split(",")))
+            return self._answers.answer(request, "method_not_allowed", 405, headers={"Allow": allow})
+        return self._answers.answer(request, "not_found", 404)
+
+
+class _Frame:
+    """Around every answer: who gives it, the fields that all of them have, and what happens when giving it fails."""
+
+    def __init__(self, app: ASGIApp, answers: Answers, sign_in: SignIn) -> None:
+        self._app = app
+        self._answers = answers
+        self._sign_in = sign_in
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        request_id = call_of(request).request_id
+        started = False
+
+        async def framed(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(raw=message["headers"])
+                headers["Cache-Control"] = "no-store"
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._answer(request, framed)
+        except StoreUnavailable as error:
+            if started:
+                raise
+            _log.warning("the session store is unavailable: %s", error, extra={"request_id": request_id})
+            await self._answers.store_down(request)(scope, receive, framed)
+        except Exception:
+            if started:
+                raise
+            # A bug. It is answered here, so that even then every answer is one of ours; the trace is in the log.
+            _log.exception("the gateway failed to answer", extra={"request_id": request_id})
+            await self._answers.answer(request, "error", 500)(scope, receive, framed)
+
+    async def _answer(self, request: Request, send: Send) -> None:
+        kind = call_of(request).verdict.kind
+        if kind is Kind.OWN:
+            await self._app(request.scope, request.receive, send)
+            return
+        response = await self._sign_in.intercept(request) if kind is Kind.SIGN_IN else self._answers.refusal(request)
+        await response(request.scope, request.receive, send)
