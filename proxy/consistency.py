@@ -68,7 +68,8 @@ def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             )
         for number, upstream in enumerate(route.upstream):
             if upstream is not None and listen is not None and _same_place(upstream, listen):
-                where = (*route.where, "upstream", number)
+                where: Path = (*route.where, "upstream")
+                where = (*where, number) if isinstance(value_at(where, tree), list) else where
                 yield Contradiction(where, "is where the gateway itself listens", "the address of the app")
 
 

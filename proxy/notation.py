@@ -101,6 +101,11 @@ def pattern(expression: str, noun: str, accepted: str) -> Notation:
     return Notation(read, accepted, {"type": "string", "pattern": f"^(?:{expression})$"})
 
 
+def one_or_more(value: Any) -> Any:
+    """A lone string as a list of one, for keys that mostly hold one. Used as `BeforeValidator(one_or_more)`."""
+    return (value,) if isinstance(value, str) else value
+
+
 def choice(*words: str, other: str = "") -> Notation:
     """One of `words`, in any case: the environment is often written in capitals. `other` says what else may stand there."""
 
@@ -194,7 +199,7 @@ def _in_bytes(number: int) -> str:
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
-def secret(least: int) -> Notation:
+def secret(least: int, accepted: str) -> Notation:
     """A secret of at least `least` bytes. Neither messages nor reprs ever show it."""
 
     def read(value: object) -> SecretStr:
@@ -205,7 +210,6 @@ def secret(least: int) -> Notation:
             raise NotationError(f"is shorter than {least} bytes")
         return SecretStr(text)
 
-    accepted = f"a secret of at least {least} bytes, as `postern secret` prints" if least > 1 else "a secret"
     schema = {"type": "string", "format": "password", "writeOnly": True, "minLength": least}
     return Notation(read, accepted, schema, secret=True)
 

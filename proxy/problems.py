@@ -124,8 +124,10 @@ def _accepted(key: Key | None, path: Path = ()) -> str:
         return "the keys of the reference"
     one = bool(path) and isinstance(path[-1], int)
     if key.section is None:
-        text = key.notation.accepted if key.notation is not None else "a table"
-        return f"a list, each item {text}" if key.many and not one else text
+        text = key.notation.accepted if key.notation is not None and not key.mapping else "a table"
+        if not key.many or one:
+            return text
+        return f"{text}; or a list of these" if key.lone else f"a list, each item {text}"
     if one or not key.many:
         return "a table"
     if key.notation is not None:

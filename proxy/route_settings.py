@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -23,6 +23,7 @@ from proxy.notation import (
     choice,
     kind,
     mistake,
+    one_or_more,
     optional,
     pattern,
     quoted,
@@ -181,10 +182,6 @@ class HeaderSettings(Section):
 _Upstream = Annotated[str, UPSTREAM]
 
 
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 # Tags end up in the location of errors; no key of a file looks like these, so they can be told apart there.
 _WORD, _RULES = "<word>", "<rules>"
 Allow = Annotated[
@@ -203,7 +200,7 @@ class RouteSettings(Section):
     )
     path: Annotated[str, PATH] = written("/", "Path it answers for, with everything below.")
     upstream: Annotated[
-        tuple[_Upstream, ...], BeforeValidator(_one_or_more, json_schema_input_type=_Upstream | tuple[_Upstream, ...])
+        tuple[_Upstream, ...], BeforeValidator(one_or_more, json_schema_input_type=_Upstream | tuple[_Upstream, ...])
     ] = Field(min_length=1, description="Where the app is: one URL, or several to balance between.")
     allow: Allow = written(
         "signed-in", 'Who may pass: `"everyone"` without sign-in, `"signed-in"`, or a list of rules.'

@@ -37,6 +37,7 @@ _FILE: Final = Notation(
     {"type": "string"},
 )
 _APP_ID: Final = pattern(r"[\x21-\x7e]+", "an application's id", "the application's id from Logto's console")
+_APP_SECRET: Final = secret(1, "the application's secret from Logto's console")
 _CONNECTOR: Final = optional(
     pattern(
         r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a connector", 'the target of a social connector in Logto, such as "discord"'
@@ -82,7 +83,7 @@ class LogtoSettings(Section):
         "", "Logto as this server reaches it. Default: `endpoint`."
     )
     app_id: Annotated[str, _APP_ID] = Field(description='The application\'s id; its type is "Traditional web".')
-    app_secret: Annotated[SecretStr, secret(1)] = Field(description="The application's secret.")
+    app_secret: Annotated[SecretStr, _APP_SECRET] = Field(description="The application's secret.")
     connector: Annotated[str | None, _CONNECTOR] = written(
         None, "Go straight to this social connector instead of Logto's own page."
     )

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from proxy.addresses import LISTEN, PUBLIC_URL, Listen, parse_url
 from proxy.consistency import contradictions
-from proxy.notation import NETWORK, PREFIX, is_loopback, secret
+from proxy.notation import NETWORK, PREFIX, is_loopback, one_or_more, secret
 from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
 from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
@@ -45,14 +45,10 @@ __all__ = [
 DEFAULT_FILE: Final = Path("config/postern.toml")
 _SANDBOX_SECRET: Final = "sandbox-secret-of-no-value-00001"  # noqa: S105 -- opens nothing but the stand-in Logto
 
-_Secret = Annotated[SecretStr, secret(32)]
+_Secret = Annotated[SecretStr, secret(32, "a secret of at least 32 bytes, as `postern secret` prints")]
 
 # Where `Settings()` reads from. Empty outside `load`: no test and no tool picks up a stray variable.
 _sources: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("_sources", default=())
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 def _none_if_blank(value: Any) -> Any:
@@ -77,7 +73,7 @@ class Settings(BaseSettings):
         None, "Certificate to speak TLS with. Default: none, TLS is the edge's."
     )
     secret: Annotated[
-        tuple[_Secret, ...], BeforeValidator(_one_or_more, json_schema_input_type=_Secret | tuple[_Secret, ...])
+        tuple[_Secret, ...], BeforeValidator(one_or_more, json_schema_input_type=_Secret | tuple[_Secret, ...])
     ] = written(
         (),
         "Secrets that seal sessions and sign-in attempts; the first seals, all open. Default: derived from "
@@ -176,6 +172,8 @@ def _doubts(settings: Settings) -> Iterator[str]:
         yield "session.store is this process's memory: a restart signs everybody out, and workers do not share sessions"
     if settings.session.cookie.same_site == "strict" and _site(settings.logto.endpoint) != _site(settings.public_url):
         yield "session.cookie.same_site is strict and Logto is on another site: browsers will not send the cookie after a sign-in"
+    if settings.session.cookie.domain and all(route.host is None for route in settings.route):
+        yield "session.cookie.domain is set but no route names a host: a sign-in leads back to the host of public_url alone"
 
 
 def _site(url: str) -> str:

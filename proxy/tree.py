@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from proxy.notation import Notation
+from proxy.notation import Notation, one_or_more
 
 PREFIX: Final = "POSTERN_"
 JOINT: Final = "__"
@@ -37,7 +37,8 @@ UPSTREAM: Final = "POSTERN_UPSTREAM"  # one route, every path, any signed-in use
 class Key:
     """One key of the settings. `section` is the model of what is below it, if anything is.
 
-    `many`: it holds a list (of sections or of values); `mapping`: its keys are the user's own.
+    `many`: it holds a list (of sections or of values), `lone`: or one value without a list around it; `mapping`: its keys are
+    the user's own.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Key:
     notation: Notation | None
     section: type[BaseModel] | None
     many: bool
+    lone: bool
     mapping: bool
 
     @property
@@ -134,6 +136,7 @@ def _key(path: Path, field: FieldInfo) -> Key:
         notation=notations[0] if notations else None,
         section=sections[0] if sections else None,
         many=any(get_origin(part) is tuple for part in parts),
+        lone=any(isinstance(item, BeforeValidator) and item.func is one_or_more for item in field.metadata),
         mapping=any(get_origin(part) is Mapping for part in parts),
     )
 
