@@ -120,9 +120,16 @@ def demo(group: Processes) -> Gateway:
     return Gateway(url, running)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What the processes wrote before this test is no news of it."""
+    if (group := item.config.stash.get(_GROUP, None)) is not None:
+        group.mark()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
-    """A failure shows what every process wrote."""
+    """A failure shows what every process wrote meanwhile."""
     report = yield
     group = item.config.stash.get(_GROUP, None)
     if group is not None and report.failed:  # type: ignore[attr-defined]

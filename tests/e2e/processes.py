@@ -152,6 +152,7 @@ class Processes:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.started: list[Running] = []
+        self._marks: dict[Path, int] = {}
 
     def start(
         self,
@@ -192,12 +193,14 @@ class Processes:
         for running in reversed(self.started):
             running.stop()
 
+    def mark(self) -> None:
+        """From here on `reports` tells: a test begins."""
+        self._marks = {running.log: len(running.output()) for running in self.started}
+
     def reports(self) -> list[tuple[str, str]]:
-        """(title, tail of the output) of every process, for a failing test's report."""
-        return [
-            (f"{running.name} (pid {running.pid}, {_state(running)})", running.output()[-LOG_TAIL:])
-            for running in self.started
-        ]
+        """(title, output) of every process that wrote anything since the mark, for a failing test's report."""
+        new = ((running, running.output()[self._marks.get(running.log, 0) :][-LOG_TAIL:]) for running in self.started)
+        return [(f"{running.name} (pid {running.pid}, {_state(running)})", said) for running, said in new if said]
 
 
 @contextlib.contextmanager

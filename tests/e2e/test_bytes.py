@@ -267,18 +267,15 @@ def test_the_target_reaches_the_upstream_byte_for_byte(wire: Wire, target: str) 
     assert json.loads(wire.read(int(fields["content-length"])))["target"] == target
 
 
-def test_a_session_of_somebody_reaches_no_upstream(gateway: Gateway, wire: Wire, cookie: str) -> None:
+def test_the_sessions_cookie_reaches_no_upstream(wire: Wire, cookie: str) -> None:
     """The gateway's own cookie is taken out of Cookie, the app's stay as they are and in order."""
+    own = next(pair for pair in cookie.split("; ") if pair.startswith("postern="))
     wire.cookie = f"a=1; {cookie}; b=2"
     wire.ask("GET", "/seen")
     _, fields = wire.head()
     seen = json.loads(wire.read(int(fields["content-length"])))
     sent = [value for name, value in seen["fields"] if name.lower() == "cookie"]
-    assert len(sent) == 1
-    assert sent[0].startswith("a=1;")
-    assert sent[0].endswith("b=2")
-    assert "postern" not in sent[0]
-    assert gateway.running.alive
+    assert sent == ["; ".join(pair for pair in wire.cookie.split("; ") if pair != own)]
 
 
 def _crc_of_pattern(times: int) -> int:
