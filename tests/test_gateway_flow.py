@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,22 @@ def test_there_and_back_again(site: Site) -> None:
         assert person.request("GET", site.url + "/.postern/me").status_code == 401
         # Signed out at Logto as well: the next visit asks who it is.
         assert "Continue with Discord" in str(person.browse(site.url + "/x").links)
+
+
+def test_a_sign_out_takes_its_tokens_back(site: Site) -> None:
+    with Person() as person:
+        walk_in(person, site.url + "/page")
+        assert {ticket.kind for ticket in site.logto.tickets.values()} >= {"access", "refresh"}
+        asked = person.browse(site.url + "/.postern/sign-out")
+        # Only the gateway's answer: the browser never gets as far as Logto's own sign-out.
+        answer = person.request(
+            "POST", asked.form("Sign out").action, headers={"Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
+        )
+        assert answer.status_code == 303
+        deadline = time.monotonic() + 10
+        while any(ticket.kind == "refresh" for ticket in list(site.logto.tickets.values())):
+            assert time.monotonic() < deadline, "the refresh token is still good"
+            time.sleep(0.01)
 
 
 def test_the_back_button_after_a_sign_in_frightens_nobody(site: Site) -> None:
