@@ -21,6 +21,7 @@ from proxy.gate import Kind
 from proxy.policy import Reason
 from proxy.serve import build
 from proxy.settings import RouteSettings, RuleSettings, Settings, SettingsError, load
+from proxy.texts import TEXTS
 from proxy.tree import SHORT_NAMES, key_at, keys
 from scripts.docs import with_reference
 
@@ -258,3 +259,14 @@ def test_every_outcome_in_the_log_has_its_row() -> None:
     # In the place of these stands the word of the decision, or of the failure.
     never = {Kind.PASS.value, Kind.UPSTREAM.value, Kind.FORBIDDEN.value, Reason.NOT_SIGNED_IN.value}
     assert outcomes - never <= set(re.findall(r"`([a-z_-]+)`", rows))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").rglob("*.toml")), ids=name_of)
+def test_example_files_are_settings(path: Path) -> None:
+    load(path, {"LOGTO_APP_SECRET": "app-secret"})
+
+
+def test_pages_that_troubleshooting_quotes_say_that() -> None:
+    quoted = re.findall(r'^\*\*(?:\d{3} )?"([A-Z][^"]+)"', text_of("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(quoted) > 4
+    assert set(quoted) <= set(TEXTS["en"].values())
