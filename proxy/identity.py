@@ -1,0 +1,401 @@
+"""Who somebody is, asked of Logto: sign-in, callback, refresh, sign-out.
+
+Built on the logto package, one `LogtoClient` for each attempt with a storage of its own, all on one `LogtoCore` (oidc.py). What
+0.2.1 lacks is added around it: nonce, `iss` and `azp`, errors believed only with a valid state, one use for each attempt,
+extra parameters, userinfo with all its claims, `id_token_hint`.
+
+The rule for what Logto does not answer: a sign-in fails, everything else goes on with what is known.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode
+
+import httpx2
+from logto import LogtoConfig, LogtoException
+from logto.models.response import TokenResponse
+
+from proxy.attempts import ATTEMPT_SECONDS, Attempt, Attempts
+from proxy.claims import Grant, Identity, Tokens, identity_from_claims
+from proxy.errors import LogtoRefused, LogtoUnavailable, SignInFailed, SignInProblem
+from proxy.id_tokens import BadToken, algorithm_of, check_access_token, check_nonce, number_of, unverified_claims
+from proxy.logto_http import LogtoHttp, printable
+from proxy.oidc import AttemptClient, AttemptStorage, LogtoCore, Metadata, Published
+from proxy.sealing import KeyRing
+from proxy.settings import Settings
+
+# Logto drops all extras of a request with a first_screen that it does not know.
+SCREENS: Final = frozenset(
+    ("sign_in", "register", "reset_password", "single_sign_on", "identifier:sign_in", "identifier:register")
+)
+_CONNECTOR: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LOCALES: Final = re.compile(r"[A-Za-z0-9 -]{1,64}")
+# A refresh token is only given together with `consent`, which asks nobody anything in a first-party application.
+_PROMPTS: Final = {"login": "login consent", "consent": "consent", "none": "none"}
+# Scopes whose claims the ID token may lack, depending on Logto's configuration. userinfo has them all.
+_IN_USERINFO: Final = frozenset(
+    (
+        *("identities", "roles", "custom_data", "phone", "address"),
+        *("urn:logto:scope:organizations", "urn:logto:scope:organization_roles"),
+    )
+)
+# Claims about the token, not the person: userinfo has no say in them, and of no use to policies and headers.
+_PROTOCOL: Final = frozenset(("iss", "sub", "aud", "azp", "exp", "iat", "nbf", "sid", "auth_time"))
+_SECRETIVE: Final = frozenset(("nonce", "at_hash", "c_hash", "s_hash"))
+_INTERACTIVE: Final = frozenset(
+    ("login_required", "consent_required", "interaction_required", "account_selection_required")
+)
+# Refusals of a person or a code rather than of this gateway.
+_PERSONAL: Final = {
+    "invalid_grant": SignInProblem.EXPIRED,
+    "invalid_token": SignInProblem.EXPIRED,  # userinfo: the grant was revoked between two requests
+    "access_denied": SignInProblem.DENIED,
+}
+_QUERY_FIELDS: Final = 50
+_log = logging.getLogger("postern.identity")
+
+Once = Callable[[str, float], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Where the browser goes to sign in, and the Set-Cookie value without which it cannot come back."""
+
+    url: str
+    set_cookie: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sign-in that succeeded."""
+
+    grant: Grant
+    return_to: str
+    clear_cookie: str  # Set-Cookie value
+
+
+class RelyingParty:
+    """The gateway as an application of Logto."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keyring: KeyRing,
+        once: Once,
+        *,
+        clock: Callable[[], float] = time.time,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`once(key, ttl)` is true for the first caller within `ttl` seconds, over all workers (SessionStore.once)."""
+        self._logto = settings.logto
+        self._once = once
+        self._clock = clock
+        self._attempts = Attempts(settings, keyring, clock=clock)
+        self._http = LogtoHttp(settings.logto.timeout, transport)
+        self._published = Published(settings.logto, self._http, clock)
+        self._current_core: LogtoCore | None = None
+        # Never from a request's Host: that would let whoever forges it have codes sent elsewhere.
+        self._callback = settings.public_url + settings.prefix + "/callback"
+        self._signed_out = settings.public_url + settings.prefix + "/signed-out"
+        defaults = {scope.value for scope in LogtoCore.defaultScopes}
+        self._config = LogtoConfig(
+            endpoint=settings.logto.endpoint,
+            appId=settings.logto.app_id,
+            appSecret=settings.logto.app_secret.get_secret_value(),
+            resources=list(settings.logto.resources),
+            scopes=[scope for scope in settings.logto.scopes if scope not in defaults],
+        )
+        self._wants_userinfo = not _IN_USERINFO.isdisjoint(settings.logto.scopes)
+
+    async def begin(
+        self,
+        return_to: str,
+        *,
+        screen: str | None = None,
+        connector: str | None = None,
+        prompt: str | None = None,
+        ui_locales: str | None = None,
+    ) -> Begun:
+        """Begin an attempt that is to lead to `return_to`, which must have been judged before (redirects.py).
+
+        `screen`: Logto's first screen; `connector`: straight on to this social connector, else to the one in the settings unless
+        a screen is named; `prompt`: `login`, `consent` or `none`; `ui_locales` as in OpenID Connect. Values that Logto would
+        not understand are left out. Raises LogtoUnavailable.
+        """
+        storage = AttemptStorage()
+        url = await AttemptClient(self._config, await self._core(), storage).signIn(self._callback)
+        session = storage.get("signInSession") or ""
+        nonce = secrets.token_urlsafe(16)
+        target = connector or (None if screen else self._logto.connector)
+        extras = {
+            "nonce": nonce,
+            "first_screen": screen if screen in SCREENS else None,
+            "direct_sign_in": f"social:{target}" if target and _CONNECTOR.fullmatch(target) else None,
+            "ui_locales": ui_locales if ui_locales and _LOCALES.fullmatch(ui_locales) else None,
+            "prompt": _PROMPTS.get(prompt or ""),
+        }
+        url = _with(url, {name: value for name, value in extras.items() if value is not None})
+        attempt = Attempt(json.loads(session)["state"], session, nonce, return_to, self._clock())
+        return Begun(url, self._attempts.keep(attempt))
+
+    async def finish(self, query: str, cookies: Mapping[str, str]) -> Finished:
+        """Finish the attempt that the callback with `query` belongs to; `cookies` as the browser sent them.
+
+        Raises SignInFailed; LogtoUnavailable; LogtoRefused when Logto refuses this gateway rather than the person (its id or
+        secret are wrong, say); StoreUnavailable when it cannot be told whether the attempt has been used.
+        """
+        answer, state = _callback_parameters(query)
+        attempt = self._attempts.find(state, cookies)
+        if attempt is None:
+            # Whatever else it says: an error, too, counts only for the browser that asked (login CSRF, forged errors).
+            raise SignInFailed(SignInProblem.NO_ATTEMPT)
+        try:
+            grant = await self._finish(answer, attempt)
+        except BadToken as error:
+            detail = f"ID token: {error}"
+            raise SignInFailed(SignInProblem.BAD_TOKEN, detail, return_to=attempt.return_to) from None
+        return Finished(grant, attempt.return_to, self._attempts.clear(attempt.state))
+
+    async def refresh(self, tokens: Tokens, identity: Identity) -> Grant:
+        """Get new tokens, and what is said of the person now, for those of a session.
+
+        The grant's `signed_in_at` is 0 when Logto does not tell: a refresh is no sign-in. Raises LogtoRefused (invalid_grant,
+        access_denied: the person may not go on; `invalid_id_token`: Logto answered for somebody else or not verifiably;
+        `no_refresh_token`: the session has none) and LogtoUnavailable, after which the old tokens are still good.
+        """
+        if tokens.refresh_token is None:
+            raise LogtoRefused("no_refresh_token")
+        core = await self._core()
+        response = await core.fetchTokenByRefreshToken(self._config.appId, self._config.appSecret, tokens.refresh_token)
+        try:
+            claims = await self._refreshed_claims(core, response, tokens, identity)
+        except BadToken as error:
+            raise LogtoRefused("invalid_id_token", str(error)) from None
+        return Grant(
+            identity_from_claims(_about_the_person(claims)),
+            self._tokens(
+                response, response.id_token or tokens.id_token, response.refresh_token or tokens.refresh_token
+            ),
+            _text(claims.get("sid")),
+            number_of(claims.get("auth_time")) or 0.0,
+        )
+
+    async def revoke(self, tokens: Tokens) -> None:
+        """Revoke the refresh token (RFC 7009), or the access token where there is none. Never raises: failures are logged."""
+        hint = "refresh_token" if tokens.refresh_token else "access_token"
+        try:
+            await self._revoke(tokens.refresh_token or tokens.access_token, hint)
+        except (LogtoUnavailable, LogtoRefused) as error:
+            _log.warning("a token could not be revoked: %s", error)
+
+    async def sign_out_url(self, tokens: Tokens | None, state: str | None = None) -> str:
+        """Return where the browser goes to sign out of Logto, coming back to `/signed-out` with `state`.
+
+        Raises LogtoUnavailable, also when this Logto has no such page. Without a usable hint the application's id does: a hint
+        whose key has been rotated out would make Logto refuse, with the person still signed in there.
+        """
+        core = await self._core()
+        try:
+            url = await AttemptClient(self._config, core).signOut(self._signed_out)
+        except LogtoException:
+            raise LogtoUnavailable("discovery: no end_session_endpoint") from None
+        extras = {"state": state} if state else {}
+        if tokens is not None and await self._is_current(tokens.id_token):
+            extras["id_token_hint"] = tokens.id_token
+        return _with(url, extras)
+
+    async def check(self, *, credentials: bool = False) -> str:
+        """Ask Logto anew for what it publishes, and say what that is; raises LogtoUnavailable.
+
+        With `credentials` the application's id and secret are tried too, on a token that never was: LogtoRefused when they are
+        not accepted.
+        """
+        metadata = await self._published.metadata.fetch()
+        keys = await self._published.keys.fetch()
+        if credentials:
+            await self._revoke(secrets.token_urlsafe(32), "refresh_token")
+        algorithms = ", ".join(metadata.id_token_signing_alg_values_supported)
+        return f"issuer {metadata.issuer}, signing keys: {len(keys.keys)} ({printable(algorithms)})"
+
+    def stale_attempts(self, cookies: Mapping[str, str]) -> list[str]:
+        """List Set-Cookie values that clear attempts nobody will finish; `cookies` as sent to the callback."""
+        return self._attempts.stale(cookies)
+
+    async def close(self) -> None:
+        """Close the connections to Logto."""
+        await self._http.close()
+
+    async def _core(self) -> LogtoCore:
+        metadata = await self._published.metadata.get()
+        if self._current_core is None or self._current_core.metadata is not metadata:
+            self._current_core = LogtoCore(metadata, self._http, self._published)
+        return self._current_core
+
+    async def _finish(self, answer: Mapping[str, str], attempt: Attempt) -> Grant:
+        core = await self._core()
+        _check_issuer(answer, core.metadata, attempt)
+        if "error" in answer:
+            raise _denied(answer, attempt)
+        if "code" not in answer:
+            raise SignInFailed(SignInProblem.BAD_CALLBACK, "no code", return_to=attempt.return_to)
+        # Only now is the attempt used up. Before the exchange, as Logto kills the whole grant when a code comes twice.
+        if not await self._once(f"attempt:{self._attempts.name(attempt.state)}", ATTEMPT_SECONDS):
+            raise SignInFailed(SignInProblem.REPLAYED, return_to=attempt.return_to)
+        try:
+            response = await self._exchange(core, answer["code"], attempt)
+            id_token = response.id_token or ""
+            claims = self._verified(id_token, response.access_token)
+            check_nonce(claims, attempt.nonce)
+            if self._wants_userinfo:
+                claims = _merged(claims, await core.user_info(response.access_token))
+        except LogtoRefused as refusal:
+            problem = _PERSONAL.get(refusal.error)
+            if problem is None:
+                raise
+            raise SignInFailed(problem, str(refusal), return_to=attempt.return_to) from None
+        now = self._clock()
+        return Grant(
+            identity_from_claims(_about_the_person(claims)),
+            self._tokens(response, id_token, response.refresh_token),
+            _text(claims.get("sid")),
+            min(number_of(claims.get("auth_time")) or now, now),
+        )
+
+    async def _exchange(self, core: LogtoCore, code: str, attempt: Attempt) -> TokenResponse:
+        client = AttemptClient(self._config, core, AttemptStorage(signInSession=attempt.session))
+        try:
+            await client.handleSignInCallback(f"{self._callback}?{urlencode({'code': code, 'state': attempt.state})}")
+        except LogtoException as error:
+            raise SignInFailed(SignInProblem.BAD_CALLBACK, printable(str(error)), return_to=attempt.return_to) from None
+        if client.response is None or client.response.id_token is None:
+            raise BadToken("there is none")
+        return client.response
+
+    def _verified(self, id_token: str, access_token: str) -> dict[str, Any]:
+        claims = self._published.claims(id_token)
+        check_access_token(claims, algorithm_of(id_token), access_token)
+        return claims
+
+    async def _refreshed_claims(
+        self, core: LogtoCore, response: TokenResponse, tokens: Tokens, identity: Identity
+    ) -> dict[str, Any]:
+        """What is said of the person after a refresh.
+
+        When userinfo does not answer, what it said last is kept: the refresh token may just have been replaced, and losing the
+        new one would sign the person out. At a sign-in, where nothing is lost, it is the sign-in that fails.
+        """
+        claims = before = {**unverified_claims(tokens.id_token), "sub": identity.sub}
+        if response.id_token is not None:
+            claims = self._verified(response.id_token, response.access_token)
+            _check_continuity(claims, before)
+        if not self._wants_userinfo:
+            return claims
+        try:
+            return _merged(claims, await core.user_info(response.access_token))
+        except LogtoUnavailable as error:
+            _log.warning("refreshed without userinfo: %s", error)
+            return {**identity.claims, **claims}
+        except LogtoRefused as refusal:
+            # Logto does not know the token it gave a moment ago: the grant has been revoked in between.
+            raise LogtoRefused("invalid_grant", f"userinfo: {refusal}", refusal.status) from None
+
+    async def _revoke(self, token: str, hint: str) -> None:
+        endpoint = (await self._core()).metadata.revocation_endpoint
+        if endpoint is None:
+            raise LogtoUnavailable("discovery: no revocation_endpoint")
+        form = {
+            "token": token,
+            "token_type_hint": hint,
+            "client_id": self._config.appId,
+            "client_secret": self._config.appSecret or "",
+        }
+        answer = await self._http.post(endpoint, "revocation", form)
+        if answer.status != 200:
+            raise answer.failure("revocation")
+
+    async def _is_current(self, id_token: str) -> bool:
+        try:
+            return await self._published.publishes_key_of(id_token)
+        except (BadToken, LogtoUnavailable):
+            return False
+
+    def _tokens(self, response: TokenResponse, id_token: str, refresh_token: str | None) -> Tokens:
+        return Tokens(id_token, response.access_token, self._clock() + max(0, response.expires_in), refresh_token)
+
+
+def _callback_parameters(query: str) -> tuple[dict[str, str], str]:
+    """Read a callback's query and its state. Doubled parameters are an attack or a mistake (RFC 6749 3.1)."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_QUERY_FIELDS)
+    except ValueError:
+        raise SignInFailed(SignInProblem.BAD_CALLBACK, "too many parameters") from None
+    answer = dict(pairs)
+    if any(sum(name == known for name, _ in pairs) > 1 for known in ("state", "code", "iss", "error")):
+        raise SignInFailed(SignInProblem.BAD_CALLBACK, "a doubled parameter")
+    return answer, answer.get("state", "")
+
+
+def _check_issuer(answer: Mapping[str, str], metadata: Metadata, attempt: Attempt) -> None:
+    """RFC 9207: the answer must come from the very provider that was asked, or the code would be handed to another."""
+    issuer = answer.get("iss")
+    if issuer is None and metadata.authorization_response_iss_parameter_supported:
+        raise SignInFailed(SignInProblem.BAD_CALLBACK, "no iss", return_to=attempt.return_to)
+    if issuer is not None and issuer != metadata.issuer:
+        raise SignInFailed(SignInProblem.BAD_CALLBACK, "the iss of another issuer", return_to=attempt.return_to)
+
+
+def _denied(answer: Mapping[str, str], attempt: Attempt) -> SignInFailed:
+    error = answer["error"]
+    problem = SignInProblem.LOGTO_ERROR
+    if error == "access_denied":
+        problem = SignInProblem.DENIED
+    elif error in _INTERACTIVE:
+        problem = SignInProblem.LOGIN_REQUIRED
+    detail = printable(f"{error}: {answer.get('error_description', '')}")
+    return SignInFailed(problem, detail, return_to=attempt.return_to)
+
+
+def _check_continuity(claims: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """A refreshed ID token goes on where the one before was (OpenID Connect Core 12.2); iss has one value only anyway."""
+    if claims["sub"] != before["sub"]:
+        raise BadToken("its sub is another person's")
+    if not _audience(before) <= _audience(claims):
+        raise BadToken("its aud is another than before")
+    for name in ("nonce", "auth_time"):
+        if name in claims and name in before and claims[name] != before[name]:
+            raise BadToken(f"its {name} is another than before")
+
+
+def _merged(claims: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what userinfo says over an ID token's claims; BadToken when it is about somebody else (Core 5.3.2)."""
+    if info.get("sub") != claims["sub"]:
+        raise BadToken("userinfo is about somebody else")
+    return {**claims, **{name: value for name, value in info.items() if name not in _PROTOCOL}}
+
+
+def _about_the_person(claims: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in claims.items() if name not in _SECRETIVE}
+
+
+def _with(url: str, extras: Mapping[str, str]) -> str:
+    """Put parameters on a URL, in the place of those of the same name."""
+    base, _, query = url.partition("?")
+    kept = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] not in extras]
+    return f"{base}?{urlencode([*kept, *extras.items()])}"
+
+
+def _audience(claims: Mapping[str, Any]) -> set[str]:
+    audience = claims.get("aud", [])
+    return {audience} if isinstance(audience, str) else set(audience)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
