@@ -114,6 +114,15 @@ def _read_listen(value: object) -> Listen:
     return Listen(host=_host(found["host"]).strip("[]"), port=_port(found["port"], least=0))
 
 
+def _read_route_host(value: object) -> str:
+    text = string(value)
+    if text.startswith("["):
+        return _host(text)
+    if not re.fullmatch(rf"(?:\*\.)?{HOST}", text):
+        raise NotationError(f"{quoted(text)} is not a host")
+    return text.lower()
+
+
 def _socket(text: str) -> str:
     path = text.removeprefix(_UNIX)
     path = path.removeprefix("//") if path.startswith("///") else path
@@ -143,4 +152,9 @@ LISTEN: Final = Notation(
     _read_listen,
     '"host:port", "[::1]:port" or "unix:/path"; 0.0.0.0 for every IPv4 address',
     {"type": "string", "minLength": 3},
+)
+ROUTE_HOST: Final = Notation(
+    _read_route_host,
+    'a host name without port such as "app.example.com", or "*.example.com"; in its ASCII form (xn--…)',
+    {"type": "string", "pattern": rf"^(?:(?:\*\.)?{HOST}|\[[0-9A-Fa-f:.]+\])$"},
 )

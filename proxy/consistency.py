@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from proxy.addresses import LISTEN, PUBLIC_URL, UPSTREAM, Listen, Url, parse_url
-from proxy.notation import PATH, PREFIX, ROUTE_HOST, is_loopback
+from proxy.addresses import LISTEN, PUBLIC_URL, ROUTE_HOST, UPSTREAM, Listen, Url, parse_url
+from proxy.notation import PATH, PREFIX, is_loopback
 from proxy.sections import CookieSettings
 from proxy.tree import Path, value_at
 

@@ -285,13 +285,6 @@ def optional(notation: Notation, absent: str | None = None) -> Notation:
     )
 
 
-ROUTE_HOST: Final = lowered(
-    pattern(
-        rf"(?:\*\.)?{HOST}|\[[0-9A-Fa-f:.]+\]",
-        "a host",
-        'a host name without port such as "app.example.com", or "*.example.com"; in its ASCII form (xn--…)',
-    )
-)
 DOMAIN: Final = lowered(
     pattern(rf"{HOST}", "a domain", 'a domain such as "example.com", without "@" and "*"; in its ASCII form (xn--…)')
 )

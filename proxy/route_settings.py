@@ -12,12 +12,11 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from proxy.addresses import UPSTREAM
+from proxy.addresses import ROUTE_HOST, UPSTREAM
 from proxy.notation import (
     DOMAIN,
     NETWORK,
     PATH,
-    ROUTE_HOST,
     Notation,
     NotationError,
     choice,

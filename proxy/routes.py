@@ -7,9 +7,11 @@ leads elsewhere within the same rules is none of our business and passes untouch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote
 
 from proxy.paths import PLAIN, interpretations, readings
 from proxy.policy import Policy
@@ -24,6 +26,8 @@ __all__ = ["Match", "Route", "RouteTable", "interpretations", "normalise_host"]
 # Clients choose hosts and paths: what is remembered of them is bounded in number and in size, and dropped as a whole.
 _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 512
+
+_ESCAPE: Final = re.compile("%[0-9A-F]{2}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,16 +81,27 @@ class _Host:
     __slots__ = ("_prefixes", "uniform")
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self._prefixes = tuple((route.path, route.path.rstrip("/") + "/", route) for route in routes)
-        policies = {route.policy for _, _, route in self._prefixes}
+        routes = tuple(routes)
+        self._prefixes = tuple(
+            (form, form.rstrip("/") + "/", route) for route in routes for form in _spellings(route.path)
+        )
         # One policy for every path there is: nothing can be mistaken for anything.
-        self.uniform = len(policies) == 1 and any(path == "/" for path, _, _ in self._prefixes)
+        self.uniform = len({route.policy for route in routes}) == 1 and any(route.path == "/" for route in routes)
 
     def route(self, path: str) -> Route | None:
         for exact, below, route in self._prefixes:
             if path.startswith(below) or path == exact:
                 return route
         return None
+
+
+def _spellings(path: str) -> set[str]:
+    """`path` as it may stand in a reading.
+
+    A server that decodes nothing knows `/café` as `/caf%C3%A9`, and browsers can write it in no other way: the same path.
+    """
+    escaped = quote(path, safe="/!$&'()*+,:=@~")
+    return {path, escaped, _ESCAPE.sub(lambda match: match[0].lower(), escaped)}
 
 
 class RouteTable:
@@ -101,11 +116,8 @@ class RouteTable:
             (suffix, [route for route in by_path if route.host == "*" + suffix])
             for suffix in sorted(suffixes, key=len, reverse=True)
         ]
-        self._exact = {
-            host: [route for route in by_path if route.host == host]
-            for host in (route.host for route in self.routes)
-            if host is not None and not host.startswith("*.")
-        }
+        names = {route.host for route in self.routes if route.host is not None and not route.host.startswith("*.")}
+        self._exact = {normalise_host(name): [route for route in by_path if route.host == name] for name in names}
         self._hosts: dict[str, _Host] = {}
         self._matches: dict[tuple[str, bytes], Match] = {}
 
