@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -43,7 +44,11 @@ def create_logto(config: SandboxConfig | None = None) -> Starlette:
     state = SandboxState(config or SandboxConfig())
     app = Starlette(
         routes=_routes(state),
-        middleware=[Middleware(_Helmet), Middleware(Misbehaviour, state=state)],
+        middleware=[
+            Middleware(GZipMiddleware, minimum_size=1024),  # recorded: discovery and tokens come compressed
+            Middleware(_Helmet),
+            Middleware(Misbehaviour, state=state),
+        ],
         exception_handlers={404: _not_found, 405: _not_found},
     )
     app.state.sandbox = state
@@ -76,7 +81,7 @@ def _routes(state: SandboxState) -> Sequence[BaseRoute]:
         at("/api/experience/{step:path}", interaction.experience, "PUT", "POST"),
         *(at(f"/{screen}", interaction.sign_in_page) for screen in screens),
         at("/direct/{connector:path}", interaction.direct_page),
-        at(f"/callback/{interaction.CONNECTOR_ID}", interaction.callback_page),
+        at("/callback/{connector}", interaction.callback_page),
         at("/consent", interaction.consent_page),
         at("/unknown-session", interaction.unknown_session_page),
         at("/sandbox/discord/authorize", interaction.discord),

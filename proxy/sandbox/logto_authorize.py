@@ -300,7 +300,8 @@ async def resume(state: SandboxState, request: Request) -> Response:
     elif interaction.consented and session is not None and session.sub is not None:
         _consent(state, session, interaction.request)
     else:  # the page has decided nothing yet
-        return redirect(_page_url(interaction.request) if interaction.prompt == "login" else "/consent")
+        page_of = _page_url if interaction.prompt == "login" else _consent_url
+        return redirect(page_of(interaction.request))
     del state.interactions[uid]
     session.cookie = token()  # a new value at every change of rights, against fixation
     return proceed(state, request, interaction.request, session, interaction)

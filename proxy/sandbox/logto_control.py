@@ -126,8 +126,15 @@ def _authorize_error(state: SandboxState, _request: Request, body: dict[str, Any
 
 
 def _clock(state: SandboxState, _request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    state.clock.offset = float(body["offset"]) if "offset" in body else state.clock.offset + float(body["advance"])
-    return {"now": state.clock.now(), "offset": state.clock.offset}
+    """`offset` sets, `advance` adds seconds; `stopped` lets time stand still or run again."""
+    clock = state.clock
+    if "stopped" in body:
+        clock.stop(stopped=body["stopped"] is True)
+    elif "offset" in body:
+        clock.offset = float(body["offset"])
+    else:
+        clock.offset += float(body["advance"])
+    return {"now": clock.now(), "offset": clock.offset, "stopped": clock.stopped_at is not None}
 
 
 def _rotate(state: SandboxState, _request: Request, body: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ async def callback_page(state: SandboxState, request: Request) -> Response:
         return notice("Sign-in was not completed", text, back=_again(interaction))
     if interaction is None or interaction.prompt != "login":
         return notice("This sign-in is over", _GONE)
-    if interaction.verified:
+    if interaction.driven:
         return notice("Signing in", "Go on with the experience API.", mood="info")
     try:
         interaction.sub = _identify(state, state.discord_codes.pop(given.get("code", ""), None)).sub
@@ -195,7 +195,7 @@ def _step(
     state: SandboxState, request: Request, interaction: Interaction, step: str, body: dict[str, object]
 ) -> Response:
     if step in ("", "interaction-event"):
-        interaction.verified.setdefault("", None)  # from now on a program drives, see callback_page
+        interaction.driven = True  # from now on by a program, see callback_page
         if step == "interaction-event":
             interaction.registering = body.get("interactionEvent") == "Register"
         return Response(status_code=204)

@@ -126,9 +126,7 @@ async def serve_sandbox(
         await stack.enter_async_context(running(logto, listener))
         stack.callback(logto.state.sandbox.release)
         if app_listener is not None:
-            sample = create_sample()
-            await stack.enter_async_context(running(sample, app_listener))
-            stack.callback(sample.state.closing.set)
+            await _serve_app(stack, app_listener)
         if ready is not None:
             ready(Addresses(logto_url, address(app_listener) if app_listener is not None else None))
         await asyncio.Event().wait()
@@ -139,5 +137,11 @@ async def serve_sample(host: str, port: int) -> None:
     async with contextlib.AsyncExitStack() as stack:
         listener = listen(host, port)
         stack.callback(listener.close)
-        await stack.enter_async_context(running(create_sample(), listener))
+        await _serve_app(stack, listener)
         await asyncio.Event().wait()
+
+
+async def _serve_app(stack: contextlib.AsyncExitStack, listener: socket.socket) -> None:
+    sample = create_sample()
+    await stack.enter_async_context(running(sample, listener))
+    stack.callback(sample.state.closing.set)  # streams without an end get one before the server waits for them

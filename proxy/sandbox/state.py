@@ -33,13 +33,18 @@ LIES = frozenset(
 
 @dataclass(slots=True)
 class Clock:
-    """Wall time plus an offset, so that expiry can be tried without waiting."""
+    """Wall time, or a moment it stands still at, plus an offset: expiry can be tried without waiting."""
 
     offset: float = 0.0
+    stopped_at: float | None = None
 
     def now(self) -> float:
         """Epoch seconds as this Logto sees them."""
-        return time.time() + self.offset
+        return (time.time() if self.stopped_at is None else self.stopped_at) + self.offset
+
+    def stop(self, *, stopped: bool = True) -> None:
+        """Let time stand still, or run again."""
+        self.stopped_at = time.time() if stopped else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Authorization:
 class Logout:
     """An end_session that waits for its confirmation."""
 
-    xsrf: str
+    xsrf: str = field(repr=False)
     client_id: str | None
     redirect_uri: str | None
     state: str | None
@@ -81,7 +86,7 @@ class Session:
     """A browser's session at Logto; `sub` is None while nobody is signed in. `cookie` changes, `uid` does not."""
 
     uid: str
-    cookie: str
+    cookie: str = field(repr=False)
     expires_at: float
     sub: str | None = None
     login_at: float = 0.0
@@ -100,6 +105,7 @@ class Interaction:
     logged_in: bool = False
     sub: str | None = None  # the result of a sign-in page
     consented: bool = False  # the result of a consent page
+    driven: bool = False  # by a program through the experience API
     verified: dict[str, str | None] = field(default_factory=dict)  # verification id -> sub of the Discord account
     identified: str | None = None
     registering: bool = False
@@ -171,7 +177,7 @@ class SandboxState:
         self.people = ready_people()
         for store in (self.sessions, self.interactions, self.grants, self.tickets, self.pushed, self.discord_codes):
             store.clear()
-        self.clock.offset = 0.0
+        self.clock = Clock()
         self.faults.clear()
         self.lies = frozenset()
         self.authorize_error = None

@@ -191,6 +191,7 @@ class Conversation:
 
     def __init__(self, stand: Stand, browser: Browser, prepare: Callable[[str], dict[str, Any]]) -> None:
         self.stand, self.browser, self.prepare = stand, browser, prepare
+        stand.state.clock.stop()  # a slow machine must not make a replay late
         self.codes: dict[str, str] = {}
         self.refresh: dict[str, str] = {}
 
