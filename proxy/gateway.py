@@ -37,7 +37,8 @@ from proxy.signout import Revocations, SignOut
 
 _log = logging.getLogger("postern.gateway")
 
-_PROBE_SECONDS: Final = 2.0  # how long a readiness probe waits for either of the two
+_STORE_PATIENCE: Final = 2.0  # seconds a readiness probe waits for the store's answer
+_LOGTO_PATIENCE: Final = 0.5  # and for Logto's, which decides nothing
 _LOGTO_FRESH: Final = 10.0  # seconds one look at Logto is good for, so that probes cannot be used to flood it
 _DRAIN_SECONDS: Final = 5.0
 
@@ -50,7 +51,7 @@ def create_app(
     pages: Pages,
     returns: ReturnPaths,
 ) -> Starlette:
-    """Build the app. Its `state.revocations` has work to drain when the server stops without ASGI's lifespan."""
+    """Build the app. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`, `revocations`."""
     answers = Answers(settings, pages, returns)
     visits = Visits(settings, store)
     revocations = Revocations(relying_party)
@@ -86,12 +87,13 @@ def create_app(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # an unknown path is a 404, and nothing else is learnt from it
+    app.state.health = health
     app.state.revocations = revocations
     return app
 
 
 class Health:
-    """Alive, and able to serve."""
+    """Alive, and able to serve. Set `draining` when the server is to stop: it is then no longer ready, though it serves."""
 
     def __init__(
         self, store: SessionStore, relying_party: RelyingParty, *, clock: Callable[[], float] = time.monotonic
@@ -101,42 +103,48 @@ class Health:
         self._clock = clock
         self._logto = "unknown"
         self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
+        self.draining = False
 
     async def alive(self, _: Request) -> Response:
         """GET /healthz: this process answers. Says nothing of what it needs: a restart would not repair that."""
         return json_response({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        """GET /readyz: 503 while sessions cannot be checked. Logto is reported, not required: who is signed in stays so."""
+        """GET /readyz: 503 while sessions cannot be checked. Logto is reported, not required: who is in stays in."""
         store, logto = await asyncio.gather(self._store_state(), self._logto_state())
-        is_ready = store == "ok"
-        content = {"status": "ready" if is_ready else "unavailable", "store": store, "logto": logto}
-        response = json_response(content, 200 if is_ready else 503)
-        if not is_ready:
+        status = "draining" if self.draining else "ready" if store == "ok" else "unavailable"
+        response = json_response({"status": status, "store": store, "logto": logto}, 200 if status == "ready" else 503)
+        if status != "ready":
             response.headers["Retry-After"] = RETRY_AFTER
         return response
 
     async def _store_state(self) -> str:
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
+            async with asyncio.timeout(_STORE_PATIENCE):
                 await self._store.ping()
         except (StoreUnavailable, TimeoutError):
             return "unavailable"
         return "ok"
 
     async def _logto_state(self) -> str:
-        async with self._looking:
-            if self._clock() - self._looked_at >= _LOGTO_FRESH:
-                try:
-                    async with asyncio.timeout(_PROBE_SECONDS):
-                        await self._relying_party.check()
-                except (PosternError, TimeoutError):
-                    self._logto = "unavailable"
-                else:
-                    self._logto = "ok"
-                self._looked_at = self._clock()
-            return self._logto
+        """What the latest look at Logto found. One look at a time; a probe waits only so long for it, since it has a
+        deadline of its own and would take a slow Logto for a gateway that is not ready.
+        """
+        if self._look is None or (self._look.done() and self._clock() - self._looked_at >= _LOGTO_FRESH):
+            self._look = asyncio.get_running_loop().create_task(self._look_at_logto())
+        await asyncio.wait([self._look], timeout=_LOGTO_PATIENCE)
+        return self._logto
+
+    async def _look_at_logto(self) -> None:
+        try:
+            async with asyncio.timeout(_LOGTO_FRESH):
+                await self._relying_party.check()
+        except (PosternError, TimeoutError):
+            self._logto = "unavailable"
+        else:
+            self._logto = "ok"
+        self._looked_at = self._clock()
 
 
 class _Unrouted:

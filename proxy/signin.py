@@ -73,8 +73,8 @@ class SignIn:
 
     async def start(self, request: Request) -> Response:
         """GET /sign-in: start one, whoever is signed in already."""
-        if is_prefetch(request.headers):
-            # A browser that guesses links must not fill its jar with attempts.
+        if is_prefetch(request.headers) or request.headers.get("sec-fetch-mode", "navigate") != "navigate":
+            # Neither a browser that guesses links nor an image on some page may fill the jar with attempts.
             return self._answers.unauthenticated(request)
         query = request.query_params
         return await self._begin(
@@ -167,7 +167,7 @@ class SignIn:
             if failure.return_to is not None:
                 return redirect(return_to, 303)
             actions = [Action("action.continue", return_to), Action("action.home", self._answers.prefix + "/")]
-            return self._answers.answer(request, "already", 200, actions=actions)
+            return self._answers.answer(request, "already", 200, as_page=True, actions=actions)
         again = Action("action.try_again", self._answers.sign_in_url(return_to))
         status = _STATUS.get(problem, 400)
         return self._answers.answer(request, problem.value, status, actions=[again], sign_in=again.url)

@@ -75,8 +75,16 @@ def test_sign_in_starts_for_somebody_signed_in_too(world: World) -> None:
     assert world.get("/.postern/sign-in?prompt=login", Cookie=world.sign_in()).status == 302
 
 
-def test_a_guessed_link_starts_nothing(world: World) -> None:
-    answer = world.get("/.postern/sign-in", NAVIGATE | {"Sec-Purpose": "prefetch"})
+@pytest.mark.parametrize(
+    "headers",
+    [
+        NAVIGATE | {"Sec-Purpose": "prefetch"},
+        FETCH,
+        {"Accept": "image/*", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    ],
+)
+def test_what_no_person_asked_for_starts_nothing(world: World, headers: dict[str, str]) -> None:
+    answer = world.get("/.postern/sign-in", headers)
     assert answer.status == 401
     assert world.logto.begun == []
 
@@ -89,7 +97,7 @@ def test_logto_out_of_reach_is_503_and_offers_to_try_again(world: World) -> None
     assert "Sign-in is not available" in answer.text
     assert "sign-in?return_to=https://apps.example.com/page%3Fx%3D1" in answer.text
     assert "connect timeout" not in answer.text
-    answer = world.get("/.postern/sign-in", FETCH)
+    answer = world.get("/.postern/sign-in", {"Accept": "*/*"})
     assert answer.problem()["reason"] == "logto_unavailable"
 
 
