@@ -152,10 +152,15 @@ class Page:
 
 
 class Person:
-    """Somebody with one browser: `browse`, `press`, `follow`; plain `request` for scripts on the page."""
+    """Somebody with one browser: `browse`, `press`, `follow`; plain `request` for scripts on the page.
 
-    def __init__(self, *, language: str = "en", headers: Mapping[str, str] | None = None) -> None:
+    `stops_at`: below this URL nothing is fetched; the way there ends with a page of status 0. For whoever is the other
+    end of it.
+    """
+
+    def __init__(self, *, language: str = "en", stops_at: str = "", headers: Mapping[str, str] | None = None) -> None:
         self.jar = Jar()
+        self.stops_at = stops_at
         self.headers = {**NAVIGATION, "Accept-Language": language, **(headers or {})}
         keeps_nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         self.client = httpx2.Client(cookies=keeps_nothing, timeout=30, trust_env=False, follow_redirects=False)
@@ -202,6 +207,8 @@ class Person:
         trail: list[str] = []
         while len(trail) <= MAX_REDIRECTS:
             trail.append(url)
+            if self.stops_at and url.startswith(self.stops_at):
+                return Page(url, 0, httpx2.Headers(), b"", trail)
             response = self._navigate(method, url, fields, came_from)
             if not response.is_redirect:
                 page = _read_page(url, response, trail)

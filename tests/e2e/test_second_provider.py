@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
+from proxy.claims import Grant
+from proxy.errors import LogtoRefused
+from proxy.identity import RelyingParty
+from proxy.sealing import KeyRing
+from proxy.settings import load
 from tests.e2e.conftest import Gateway, StartGateway
 from tests.e2e.origin import Origin
 from tests.e2e.person import Page, Person
@@ -85,6 +92,63 @@ def test_a_second_sign_in_needs_no_choice(gateway: Gateway) -> None:
         assert page.url == gateway.url + "/seen"
         after = {cookie.value for cookie in person.jar.cookies.values() if "postern" in cookie.name}
         assert before.isdisjoint(after)
+
+
+def test_refreshing_and_revoking(group: Processes) -> None:
+    """This provider rotates the refresh token every time, and ends everything when an old one comes back."""
+    public_url = f"http://localhost:{free_port()}"  # nobody listens: the relying party is here
+    provider = start_second_provider(group, public_url)
+
+    async def live() -> None:
+        relying_party = _relying_party(provider, public_url)
+        first = await _signed_in(relying_party, public_url)
+        second = await relying_party.refresh(first.tokens, first.identity)
+        assert second.identity == first.identity
+        assert second.tokens.refresh_token != first.tokens.refresh_token
+        assert second.tokens.access_token != first.tokens.access_token
+        assert provider.asked("/oidc/token") == 2
+        with pytest.raises(LogtoRefused, match="invalid_grant"):
+            await relying_party.refresh(first.tokens, first.identity)
+        with pytest.raises(LogtoRefused, match="invalid_grant"):
+            await relying_party.refresh(second.tokens, second.identity)
+
+        other = await _signed_in(relying_party, public_url)
+        await relying_party.revoke(other.tokens)
+        assert provider.asked("/oidc/token/revocation") == 1
+        with pytest.raises(LogtoRefused, match="invalid_grant"):
+            await relying_party.refresh(other.tokens, other.identity)
+        await relying_party.close()
+
+    asyncio.run(live())
+    provider.running.stop()
+
+
+def _relying_party(provider: SecondProvider, public_url: str) -> RelyingParty:
+    environment = {
+        "POSTERN_PUBLIC_URL": public_url,
+        "POSTERN_UPSTREAM": "http://127.0.0.1:9",
+        "LOGTO_ENDPOINT": provider.endpoint,
+        "LOGTO_APP_ID": CLIENT_ID,
+        "LOGTO_APP_SECRET": CLIENT_SECRET,
+    }
+    settings = load(None, environment)
+
+    async def once(_key: str, _ttl: float) -> bool:
+        return True
+
+    return RelyingParty(settings, KeyRing(settings.seal_secrets), once)
+
+
+async def _signed_in(relying_party: RelyingParty, public_url: str) -> Grant:
+    """A grant of a fresh sign-in, the browser's part played in between."""
+    begun = await relying_party.begin(public_url + "/")
+    with Person(stops_at=public_url) as person:
+        person.jar.store(public_url + "/", [begun.set_cookie])
+        page = await asyncio.to_thread(person.browse, begun.url)
+        page = await asyncio.to_thread(person.choose, page, "Ada Example")
+        cookies = {cookie.name: cookie.value for cookie in person.jar.cookies.values()}
+    finished = await relying_party.finish(urlsplit(page.url).query, cookies)
+    return finished.grant
 
 
 def _sign_in(person: Person, gateway: Gateway, who: str) -> Page:
