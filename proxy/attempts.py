@@ -23,8 +23,8 @@ from proxy.settings import Settings
 
 ATTEMPT_SECONDS: Final = 600
 COOKIE_BYTES: Final = 2048
-# What attempts may take of the request head in all: about a dozen of common size, four of the largest.
-_KEPT_BYTES: Final = 8192
+# For all attempts of a browser, half of what nginx in front takes for one field: eight of common size, two of the largest.
+_KEPT_BYTES: Final = 4096
 _NAME_CHARS: Final = 16
 
 
