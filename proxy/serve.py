@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any, Final, cast
 
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from proxy import cookies
 from proxy.accesslog import AccessLog
@@ -33,6 +35,7 @@ from proxy.settings import Settings
 from proxy.upstream import Upstreams
 
 DRAIN_SECONDS: Final = 30  # how long requests under way may take once the gateway is told to stop
+REVOKE_SECONDS: Final = 5.0  # how long refresh tokens of people who just signed out may take to be handed back to Logto
 _log = logging.getLogger("postern")
 
 
@@ -44,12 +47,14 @@ class Gateway:
     store: SessionStore
     relying_party: RelyingParty
     gate: Gate
+    app: Starlette
     relay: Relay
     log: AccessLog
 
     async def close(self) -> None:
-        """Let go of everything outside: upstreams, Logto, the session store."""
+        """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
         self.relay.close()
+        await self.app.state.revocations.drain(REVOKE_SECONDS)
         await self.relying_party.close()
         await self.store.close()
         self.log.flush()
@@ -77,7 +82,7 @@ def build(settings: Settings) -> Gateway:
         log=log,
     )
     store.on_end(relay.session_ended)
-    return Gateway(settings, store, relying_party, gate, relay, log)
+    return Gateway(settings, store, relying_party, gate, app, relay, log)
 
 
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:
@@ -105,6 +110,17 @@ class Server(uvicorn.Server):
     uvicorn raises the signal again after its shutdown, so that a drained server looks killed.
     """
 
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+        self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals in the event loop, and swallow them."""
@@ -121,11 +137,12 @@ class Server(uvicorn.Server):
                     loop.remove_signal_handler(number)
 
     def _stop(self, number: int) -> None:
+        self._on_stop()
         self.handle_exit(number, None)
 
 
-def make_server(gateway: Gateway) -> Server:
-    """The server that listens for `gateway`."""
+def make_server(gateway: Gateway, started: Callable[[], None] | None = None) -> Server:
+    """The server that listens for `gateway`; `started` is called once it does."""
     settings = gateway.settings
     listen = settings.listen
     config = uvicorn.Config(
@@ -145,19 +162,25 @@ def make_server(gateway: Gateway) -> Server:
         ssl_keyfile=settings.tls.key if settings.tls else None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    return Server(config)
+
+    def on_start() -> None:
+        _log.info("listening on %s for %s", settings.listen, settings.public_url)
+        if started is not None:
+            started()
+
+    def on_stop() -> None:
+        gateway.app.state.health.draining = True
+
+    return Server(config, on_start, on_stop)
 
 
 async def serve(settings: Settings, *, started: Callable[[], None] | None = None) -> None:
     """Run one gateway until it is told to stop. `started` is called once it listens. OSError when it cannot listen."""
     gateway = build(settings)
     await gateway.store.start()
-    server = make_server(gateway)
-    announcer = asyncio.create_task(_announce(server, settings, started))
     try:
-        await server.serve()
+        await make_server(gateway, started).serve()
     finally:
-        announcer.cancel()
         await gateway.close()
 
 
@@ -168,11 +191,3 @@ def run(settings: Settings) -> None:
         _log.warning("%s", warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))
-
-
-async def _announce(server: Server, settings: Settings, started: Callable[[], None] | None) -> None:
-    while not server.started:
-        await asyncio.sleep(0.01)
-    _log.info("listening on %s for %s", settings.listen, settings.public_url)
-    if started is not None:
-        started()
