@@ -111,8 +111,8 @@ async def serve_sandbox(
 ) -> None:
     """Run the stand-in Logto on `host`:`port`, and the sample app on `app_port` unless None, until cancelled.
 
-    `public_url` is the gateway's, for the redirect URIs. `ready` hears the addresses once both listen: that is how a
-    port 0 becomes known. OSError when a port is taken.
+    `public_url` is the gateway's, for the redirect URIs. `ready` hears the addresses once both ports are open: that is how
+    a port 0 becomes known. OSError when a port is taken.
     """
     async with contextlib.AsyncExitStack() as stack:
         listener = listen(host, port)
@@ -123,12 +123,12 @@ async def serve_sandbox(
             stack.callback(app_listener.close)
         logto_url = address(listener, "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host)
         logto = create_logto(SandboxConfig.for_gateway(logto_url, public_url))
+        if ready is not None:  # said before the first answer: who has got one may rely on it
+            ready(Addresses(logto_url, address(app_listener) if app_listener is not None else None))
         await stack.enter_async_context(running(logto, listener))
         stack.callback(logto.state.sandbox.release)
         if app_listener is not None:
             await _serve_app(stack, app_listener)
-        if ready is not None:
-            ready(Addresses(logto_url, address(app_listener) if app_listener is not None else None))
         await asyncio.Event().wait()
 
 
