@@ -17,6 +17,7 @@ demo: install ## Postern, a stand-in Logto and a sample app on http://localhost:
 test: ## every test; installs what they need first
 	@scripts/system-packages tests/system-packages.txt
 	@scripts/install test
+	@scripts/browser
 	@$(VENV)/python -m pytest --cov=proxy --cov-branch $(PYTEST_ARGS)
 
 check: ## lint, format, types, shell scripts, Dockerfile, locks
@@ -24,7 +25,7 @@ check: ## lint, format, types, shell scripts, Dockerfile, locks
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	$(VENV)/shellcheck scripts/install scripts/system-packages .ci/run
+	$(VENV)/shellcheck scripts/browser scripts/install scripts/system-packages .ci/run
 	$(VENV)/hadolint Dockerfile
 	$(VENV)/python scripts/lock.py --check
 

@@ -172,6 +172,20 @@ def test_apt_is_asked_for_what_is_missing_and_nothing_else(programs: Path, *, ro
     assert ("sudo" in (programs / "log").read_text("utf-8")) is not root
 
 
+@pytest.mark.parametrize("available", [True, False])
+def test_what_apt_may_lack_is_only_asked_for_where_apt_has_it(programs: Path, *, available: bool) -> None:
+    (programs / "id").unlink()
+    program(programs / "id", "echo 0")
+    program(programs / "apt-get", f'echo "$*" >>"$LOG"; case "$*" in *dry-run*) exit {0 if available else 100} ;; esac')
+    wanted = programs / "list.txt"
+    wanted.write_text("one-pkg no-such-program|sh if-available\ntwo-pkg no-such-program|no-such-one if-available\n", "utf-8")
+    found = script("scripts/system-packages", str(wanted), path=programs, LOG=str(programs / "log"))
+    assert (found.returncode, found.stderr) == (0, "")
+    asked = (programs / "log").read_text("utf-8").splitlines()
+    assert asked[:2] == ["-q -y update", "-q -y install --dry-run two-pkg"]
+    assert asked[2:] == ["-q -y install --no-install-recommends two-pkg"] * available
+
+
 def test_an_old_python_is_refused_in_one_line(programs: Path, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in ("pyproject.toml", "scripts", "requirements"):
@@ -192,9 +206,9 @@ def test_system_packages_are_listed_with_their_proof() -> None:
     lines = [line.split() for line in (ROOT / "tests" / "system-packages.txt").read_text("utf-8").splitlines()]
     entries = [words for words in lines if words and words[0] != "#"]
     assert entries
-    assert all(len(words) == 2 for words in entries)
+    assert all(len(words) == 2 or words[2:] == ["if-available"] for words in entries)
 
 
 def test_what_is_run_may_be_run() -> None:
-    for name in (".ci/run", "scripts/install", "scripts/system-packages"):
+    for name in (".ci/run", "scripts/browser", "scripts/install", "scripts/system-packages"):
         assert os.access(ROOT / name, os.X_OK), name
