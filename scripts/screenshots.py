@@ -1,7 +1,7 @@
 """Photograph every page, light and dark, 390 and 1280 pixels wide: `python scripts/screenshots.py DIRECTORY [--locale zh-CN]`.
 
-Needs what `make test` installs. Starts the demo and a second gateway whose surroundings are broken on purpose, walks
-through both in Chromium, and writes DIRECTORY/<page>-<light|dark>-<width>.png.
+Needs what `make test` installs. Starts the demo, and gateways whose surroundings are broken on purpose, walks through
+all in Chromium, and writes DIRECTORY/<page>-<light|dark>-<width>.png.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.e2e.processes import Processes, free_port, processes  # noqa: E402 -- found through the line above
+from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET  # noqa: E402 -- found through the line above
+from tests.e2e.processes import Processes, free_port, processes, start_sandbox  # noqa: E402 -- likewise
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WIDTHS = (390, 1280)
@@ -35,14 +37,17 @@ allow = "everyone"
 name = "forbidden"
 path = "/forbidden"
 upstream = "http://127.0.0.1:{closed}"
-allow = "everyone"
-deny = [{{ networks = ["0.0.0.0/0", "::/0"] }}]
-
-[[route]]
-name = "logto-down"
-path = "/private"
-upstream = "http://127.0.0.1:{closed}"
+allow = [{{ roles = ["nobody-has-this-role"] }}]
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Base URLs: the demo, a gateway without its app, and one without Logto."""
+
+    demo: str
+    no_app: str
+    no_logto: str
 
 
 def main() -> None:
@@ -54,11 +59,11 @@ def main() -> None:
     given.directory.mkdir(parents=True, exist_ok=True)
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as logs, processes(Path(logs)) as group, sync_playwright() as playwright:
-        demo, broken = _start_demo(group), _start_broken(group)
+        sites = Sites(_start_demo(group), _start_broken(group, logto=True), _start_broken(group, logto=False))
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         for scheme in SCHEMES:
             for width in WIDTHS:
-                for name in _walk(browser, demo, broken, given.locale, scheme, width, given.directory):
+                for name in _walk(browser, sites, given.locale, scheme, width, given.directory):
                     print(name)
         browser.close()
 
@@ -71,51 +76,62 @@ def _start_demo(group: Processes) -> str:
     return url
 
 
-def _start_broken(group: Processes) -> str:
-    """A gateway whose app and Logto are both gone."""
+def _start_broken(group: Processes, *, logto: bool) -> str:
+    """A gateway whose app is gone and, without `logto`, Logto too."""
     port, closed = free_port(), free_port()
     url = f"http://localhost:{port}"
-    config = group.directory / "broken.toml"
+    config = group.directory / f"broken-{port}.toml"
     config.write_text(BROKEN.format(closed=closed), encoding="utf-8")
     settings = {
         "POSTERN_PUBLIC_URL": url,
         "POSTERN_LISTEN": f"127.0.0.1:{port}",
-        "LOGTO_ENDPOINT": f"http://localhost:{closed}",
-        "LOGTO_APP_ID": "nobody",
-        "LOGTO_APP_SECRET": "a-secret-for-loopback-only-0001",
+        "LOGTO_ENDPOINT": start_sandbox(group, url).url if logto else f"http://localhost:{closed}",
+        "LOGTO_APP_ID": SANDBOX_APP_ID,
+        "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,
     }
     group.postern("serve", "--config", config, env=settings).ready(url + "/.postern/healthz")
     return url
 
 
 def _walk(
-    browser: Browser, demo: str, broken: str, locale: str, scheme: Literal["light", "dark"], width: int, directory: Path
+    browser: Browser, sites: Sites, locale: str, scheme: Literal["light", "dark"], width: int, directory: Path
 ) -> Iterator[str]:
-    """One browser profile's way past every page; yields the names of the pictures."""
+    """One browser profile's way past every page; yields the names of the pictures. A scene without a name is a step."""
     context = browser.new_context(
         locale=locale, color_scheme=scheme, viewport={"width": width, "height": 844}, device_scale_factor=2
     )
     page = context.new_page()
-    for name, go in _scenes(page, demo, broken):
+    for name, go in _scenes(page, sites):
         go()
         page.wait_for_load_state("load")
+        if not name:
+            continue
         target = directory / f"{name}-{scheme}-{width}.png"
         page.screenshot(path=target, full_page=True)
         yield target.name
     context.close()
 
 
-def _scenes(page: Page, demo: str, broken: str) -> Iterator[tuple[str, Callable[[], object]]]:
+def _scenes(page: Page, sites: Sites) -> Iterator[tuple[str, Callable[[], object]]]:
+    demo, broken = sites.demo, sites.no_app
+
     def at(url: str) -> Callable[[], object]:
         return lambda: page.goto(url)
 
     def click(text: str) -> Callable[[], object]:
-        return page.get_by_text(text).first.click
+        target = page.get_by_text(text).first
+        return lambda: target.click(timeout=10_000)
 
     def sample() -> None:
         page.get_by_text("Ada the admin").first.click()
         page.wait_for_url("**/reports/**")
-        page.locator("#ws-tick").filter(has_text=":").or_(page.locator("#ws-tick").filter(has_text="1")).wait_for()
+        page.locator("#ws-tick").filter(has_text="1").wait_for()
+
+    def forbidden() -> None:
+        page.goto(broken + "/forbidden")
+        page.get_by_text("Continue with Discord").first.click()
+        page.get_by_text("Max the member").first.click()
+        page.wait_for_url("**/forbidden")
 
     def signed_out() -> None:
         page.locator("main form button").first.click()
@@ -126,7 +142,7 @@ def _scenes(page: Page, demo: str, broken: str) -> Iterator[tuple[str, Callable[
     yield "discord-cancelled", click("Cancel")
     yield "logto-sign-in", page.locator("main a").first.click
     yield "logto-register", click("Create one")
-    yield "discord-consent-again", click("Continue with Discord")
+    yield "", click("Continue with Discord")
     yield "sample-app", sample
     yield "home", at(demo + "/.postern/")
     yield "not-found", at(demo + "/.postern/nowhere")
@@ -134,10 +150,10 @@ def _scenes(page: Page, demo: str, broken: str) -> Iterator[tuple[str, Callable[
     yield "signed-out", signed_out
     yield "sign-in-failed", at(demo + "/.postern/callback?code=x&state=y")
     yield "upstream-down", at(broken + "/down")
-    yield "forbidden", at(broken + "/forbidden")
-    yield "logto-down", at(broken + "/private")
+    yield "forbidden", forbidden
+    yield "logto-down", at(sites.no_logto + "/forbidden")
     yield "no-route", at(broken + "/elsewhere")
-    yield "unclear-address", at(broken + "/x/..;/private")
+    yield "unclear-address", at(broken + "/down/..;/forbidden")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 
+from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET
 from tests.e2e.person import Page, Person
-from tests.e2e.processes import Processes, Running, free_port, processes
-
-APP_ID = "posternsandbox0000001"
-APP_SECRET = "sandbox-secret-of-no-value-00001"
-
-
-@dataclass(frozen=True, slots=True)
-class Sandbox:
-    """A running stand-in for Logto that knows the gateway at `public_url`."""
-
-    url: str
-    public_url: str
-    running: Running
+from tests.e2e.processes import Processes, Running, Sandbox, free_port, processes, start_sandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +51,6 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield group
 
 
-def start_sandbox(group: Processes, public_url: str) -> Sandbox:
-    """Start a stand-in Logto for the gateway at `public_url`."""
-    port = free_port()
-    url = f"http://localhost:{port}"
-    running = group.postern("sandbox", "--port", str(port), "--public-url", public_url)
-    running.ready(url + "/oidc/.well-known/openid-configuration")
-    return Sandbox(url, public_url, running)
-
-
 @pytest.fixture(scope="session")
 def sandbox(group: Processes) -> Sandbox:
     """A stand-in Logto for tests that need no gateway of their own."""
@@ -90,8 +70,8 @@ def start_gateway(group: Processes) -> StartGateway:
         settings = {
             "POSTERN_PUBLIC_URL": url,
             "POSTERN_LISTEN": f"127.0.0.1:{port}",
-            "LOGTO_APP_ID": APP_ID,
-            "LOGTO_APP_SECRET": APP_SECRET,
+            "LOGTO_APP_ID": SANDBOX_APP_ID,
+            "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,
             **(env or {}),
         }
         if "LOGTO_ENDPOINT" not in settings:

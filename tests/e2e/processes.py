@@ -226,6 +226,24 @@ def start_redis(group: Processes, port: int | None = None) -> tuple[Running, str
     return running, f"redis://127.0.0.1:{port}/0"
 
 
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A running stand-in for Logto that knows the gateway at `public_url`."""
+
+    url: str
+    public_url: str
+    running: Running
+
+
+def start_sandbox(group: Processes, public_url: str) -> Sandbox:
+    """Start a stand-in Logto for the gateway at `public_url`."""
+    port = free_port()
+    url = f"http://localhost:{port}"
+    running = group.postern("sandbox", "--port", str(port), "--public-url", public_url)
+    running.ready(url + "/oidc/.well-known/openid-configuration")
+    return Sandbox(url, public_url, running)
+
+
 def run_postern(*arguments: str | Path, env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a `postern` command that ends by itself; nothing of the caller's environment but `env` is a setting."""
     return subprocess.run(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import APP_ID, APP_SECRET, Sandbox
+from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET
 from tests.e2e.origin import Origin
-from tests.e2e.processes import Processes, free_port, run_postern, start_redis
+from tests.e2e.processes import Processes, Sandbox, free_port, run_postern, start_redis
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def good(origin: Origin, redis_url: str, sandbox: Sandbox) -> dict[str, str]:
         "POSTERN_PUBLIC_URL": sandbox.public_url,
         "POSTERN_UPSTREAM": origin.url,
         "LOGTO_ENDPOINT": sandbox.url,
-        "LOGTO_APP_ID": APP_ID,
-        "LOGTO_APP_SECRET": APP_SECRET,
+        "LOGTO_APP_ID": SANDBOX_APP_ID,
+        "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,
         "REDIS_URL": redis_url,
     }
 
@@ -63,7 +63,7 @@ def test_what_is_broken_is_named(
     assert done.returncode == 1, said
     assert all(word.format(**known) in said or word.format(**known) in said.lower() for word in words), said
     assert "Traceback" not in said
-    assert APP_SECRET not in said
+    assert SANDBOX_APP_SECRET not in said
 
 
 def test_everything_broken_is_told_at_once(good: Mapping[str, str], tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.conftest import APP_ID, Gateway, StartGateway, start_sandbox
+from proxy.sandbox import SANDBOX_APP_SECRET
+from tests.e2e.conftest import Gateway, StartGateway
 from tests.e2e.origin import Origin
 from tests.e2e.person import Person
-from tests.e2e.processes import Processes, Running, eventually, free_port, start_redis
+from tests.e2e.processes import Processes, Running, eventually, free_port, start_redis, start_sandbox
 
 Start = Callable[[str], Gateway]
 
@@ -91,7 +92,7 @@ def test_no_secret_is_ever_written_to_the_log(gateway: Gateway) -> None:
         secret = session.value.rpartition(".")[2]
         person.request("GET", f"{gateway.url}/seen?token=hunter2", headers={"Authorization": "Bearer hunter3"})
     said = gateway.running.output()
-    assert APP_ID not in said
+    assert SANDBOX_APP_SECRET not in said
     for word in (secret, "code=", "hunter2", "hunter3", "ada@example.test"):
         assert word not in said
 
