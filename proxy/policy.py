@@ -8,7 +8,6 @@ taken: an unknown address is in no network that is allowed and in every one that
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -213,15 +212,14 @@ def _set(values: Iterable[str] | None) -> Values:
 
 
 def _folded(text: str) -> str:
-    """`text` with ASCII letters in lower case and domains in one form, A-labels.
+    """`text`, an address or a domain, with ASCII letters in lower case and the domain's labels as A-labels.
 
-    No other letter is folded: `casefold` makes `ß` and `ss` one, `lower` the Kelvin sign a `k`, and both have let people take
-    over the accounts of others. Labels outside ASCII become what registries hold (RFC 5891 4.4), without IDNA 2003's mapping,
-    which also turns `ß` into `ss`.
+    Nothing else is folded or normalised: `casefold` makes `ß` and `ss` one, `lower` and even NFC turn the Kelvin sign into a
+    `k`, and such mappings have let people take over the accounts of others. Labels outside ASCII are encoded as they are
+    (RFC 5891 4.4), without IDNA 2003's mapping, which turns `ß` into `ss` as well.
     """
     local, at, domain = text.rpartition("@")
-    labels = unicodedata.normalize("NFC", domain).split(".")
-    return _ascii_lower(local) + at + ".".join(map(_a_label, labels))
+    return _ascii_lower(local) + at + ".".join(map(_a_label, domain.split(".")))
 
 
 def _ascii_lower(text: str) -> str:
