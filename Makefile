@@ -14,11 +14,11 @@ install: ## .venv with the postern command in it
 demo: install ## Postern, a stand-in Logto and a sample app on http://localhost:3000
 	@$(VENV)/postern demo
 
-test: ## every test; installs what they need first
+test: ## every test, after installing what they need; PYTEST_ARGS="tests/test_x.py -x" runs a part
 	@scripts/system-packages tests/system-packages.txt
 	@scripts/install test
 	@scripts/browser
-	@$(VENV)/python -m pytest --cov=proxy --cov-branch $(PYTEST_ARGS)
+	@$(VENV)/python -m pytest $(or $(PYTEST_ARGS),--cov=proxy --cov-branch)
 
 check: ## lint, format, types, shell scripts, Dockerfile, locks
 	@scripts/install dev
