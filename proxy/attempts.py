@@ -87,7 +87,8 @@ class Attempts:
         return [self._set(name, "", 0) for name in mine if name not in kept]
 
     def _seal(self, name: str, attempt: Attempt, return_to: str) -> str:
-        packed = json.dumps([attempt.state, attempt.session, attempt.nonce, return_to, attempt.begun_at]).encode()
+        parts = [attempt.state, attempt.session, attempt.nonce, return_to, attempt.begun_at]
+        packed = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         return base64.urlsafe_b64encode(self._ring.seal("attempt", packed, context=name.encode())).decode().rstrip("=")
 
     def _open(self, name: str, value: str) -> Attempt | None:

@@ -244,7 +244,7 @@ class RelyingParty:
         _check_issuer(answer, core.metadata, attempt)
         if "error" in answer:
             raise _denied(answer, attempt)
-        if "code" not in answer:
+        if not answer.get("code"):
             raise SignInFailed(SignInProblem.BAD_CALLBACK, "no code", return_to=attempt.return_to)
         # Only now is the attempt used up. Before the exchange, as Logto kills the whole grant when a code comes twice.
         if not await self._once(f"attempt:{self._attempts.name(attempt.state)}", ATTEMPT_SECONDS):

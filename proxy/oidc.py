@@ -205,7 +205,10 @@ class LogtoCore(OidcCore):
 
     @override
     async def fetchUserInfo(self, accessToken: str) -> UserInfoResponse:
-        return UserInfoResponse.model_validate(await self.user_info(accessToken))
+        try:
+            return UserInfoResponse.model_validate(await self.user_info(accessToken))
+        except ValidationError:
+            raise LogtoUnavailable("userinfo: not what it should be") from None
 
     async def user_info(self, access_token: str) -> dict[str, Any]:
         """Return all that Logto says of the person; the package's model drops roles and everything it does not know."""

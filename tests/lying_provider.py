@@ -23,6 +23,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 CLIENT_ID = "3brou57d3pn17rx7ogxd1"
 CLIENT_SECRET = "lying-secret-lying-secret-lying-secret"
 SUB = "s0062qn56eia"
+DISCOVERY, KEYS = "/oidc/.well-known/openid-configuration", "/oidc/jwks"
 _RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)  # slow to make: one for all tests
 
 
