@@ -81,7 +81,7 @@ async def _check_upstreams(settings: Settings) -> AsyncIterator[Finding]:
     upstreams = Upstreams(settings.limits.connect_timeout)
     try:
         for route in RouteTable.from_settings(settings).routes:
-            for pool in upstreams.pools(route.upstreams):
+            for pool in upstreams.pools(route.servers):
                 what = f"upstream {pool.url} of route {route.name}"
                 try:
                     connection = await pool.connect()

@@ -373,6 +373,8 @@ class ClientConnection(asyncio.Protocol):
         if request is None or request.verdict is None:
             self._close()
             return
+        if isinstance(request.work, Exchange):
+            request.work.too_slow()
         request.cancel()
         request.answer(
             upstream_failed(UpstreamProblem.RESPONSE_TIMEOUT, request.verdict.route, request.verdict.session)

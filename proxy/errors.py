@@ -54,24 +54,34 @@ class UpstreamProblem(Enum):
     REFUSED = "upstream_refused"  # 502: nobody listens, no such name, no route
     RESET = "upstream_reset"  # 502: closed before a complete response
     GARBAGE = "upstream_garbage"  # 502: not HTTP/1.1
+    TLS = "upstream_tls"  # 502: no TLS, or a certificate that is not accepted
+    BUSY = "upstream_busy"  # 503: as many connections as the route allows, and none became free in time
     CONNECT_TIMEOUT = "upstream_connect_timeout"  # 504
     RESPONSE_TIMEOUT = "upstream_response_timeout"  # 504
 
     @property
     def status(self) -> int:
-        """The status the client gets: 504 for slowness, else 502 (RFC 9110 15.6.3, 15.6.5)."""
+        """The status the client gets: 504 for slowness, 503 for a queue, else 502 (RFC 9110 15.6.3 to 15.6.5)."""
+        if self is UpstreamProblem.BUSY:
+            return 503
         return 504 if self in (UpstreamProblem.CONNECT_TIMEOUT, UpstreamProblem.RESPONSE_TIMEOUT) else 502
 
 
 class UpstreamFailed(PosternError):
-    """No usable answer from the upstream. `retry_safe` holds only when not a byte of the request left us."""
+    """No usable answer from the upstream. `retry_safe` holds only when not a byte of the request left us.
+
+    `ours`: this machine is the one at fault, with no descriptor or port left for a connection.
+    """
 
     side = Side.UPSTREAM
 
-    def __init__(self, problem: UpstreamProblem, detail: str = "", *, retry_safe: bool = False) -> None:
+    def __init__(
+        self, problem: UpstreamProblem, detail: str = "", *, retry_safe: bool = False, ours: bool = False
+    ) -> None:
         super().__init__(detail or problem.value)
         self.problem = problem
         self.retry_safe = retry_safe
+        self.ours = ours
 
 
 class StoreUnavailable(PosternError):

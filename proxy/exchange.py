@@ -8,13 +8,15 @@ buffers. It never completes an answer that was cut short (RFC 9112 section 8).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.bodies import chunk, last_chunk
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.gate import upstream_failed
 from proxy.http1 import Fields, ResponseHead
-from proxy.upstream import Pool, UpstreamConnection, by_load
+from proxy.pool import Pool, by_load
+from proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
@@ -38,6 +40,7 @@ class Exchange:
         "_head",
         "_held",
         "_pools",
+        "_repeatable",
         "_request",
         "_request_chunked",
         "_request_done",
@@ -69,6 +72,9 @@ class Exchange:
         self._held: list[bytes] = []  # body that came while no connection was there yet; reading is paused meanwhile
         self._request_chunked = head.length is None
         self._request_done = head.length == 0
+        # What may be sent a second time, when nobody can tell whether the first one arrived: RFC 9110 9.2.2, and nothing
+        # that a client has sent only once.
+        self._repeatable = head.method in IDEMPOTENT and head.length == 0 and head.upgrade is None
         self._retried = False
         self._chunked_out = False
         self._unsent = b""  # the final head, until payload or the end comes with it
@@ -80,15 +86,15 @@ class Exchange:
 
     def start(self) -> None:
         """Send the request on a pooled connection, or open one."""
+        order = by_load(self._pools)
         # A pooled connection may be closed by the server at the very moment it is used. A request that may be sent twice is
         # then sent again; any other gets a connection of its own, because nobody could tell whether it was processed.
-        if self._head.method in IDEMPOTENT and self._head.length == 0 and self._head.upgrade is None:
-            for pool in by_load(self._pools):
-                connection = pool.take()
-                if connection is not None:
-                    self._send(connection)
-                    return
-        self._connect()
+        if self._repeatable:
+            connection = order[0].take()
+            if connection is not None:
+                self._send(connection)
+                return
+        self._connect(order)
 
     def body(self, data: bytes) -> None:
         """Payload of the request's body has come from the client."""
@@ -132,17 +138,24 @@ class Exchange:
             connection, self._connection = self._connection, None
             connection.abort()
 
-    def _connect(self) -> None:
-        self._client.await_upstream()
-        self._task = asyncio.get_running_loop().create_task(self._connect_and_send())
+    def too_slow(self) -> None:
+        """The answer did not begin in time: its server is to know."""
+        if self._connection is not None:
+            self._connection.too_slow()
 
-    async def _connect_and_send(self) -> None:
+    def _connect(self, order: Sequence[Pool]) -> None:
+        self._client.await_upstream()
+        self._task = asyncio.get_running_loop().create_task(self._connect_and_send(order))
+
+    async def _connect_and_send(self, order: Sequence[Pool]) -> None:
         failure: UpstreamFailed | None = None
-        for pool in by_load(self._pools):
+        for pool in order:
             try:
-                connection = await pool.connect()
+                connection = await pool.connect(reuse=self._repeatable and not self._retried)
             except UpstreamFailed as error:
                 failure = error  # nothing has been sent: the next server may be asked
+                if error.problem is UpstreamProblem.BUSY:
+                    break  # it was the least busy one
                 continue
             self._task = None
             self._send(connection)
@@ -221,11 +234,15 @@ class Exchange:
         if self.started or self.tunnel:
             self._client.cut_short()
             return
-        stale = connection is not None and connection.used and not connection.answered
-        if stale and not self._retried and self._head.method in IDEMPOTENT and self._head.length == 0:
-            self._retried = True
-            self._connect()
-            return
+        if connection is not None and self._repeatable and not self._retried and not connection.answered:
+            # The server closed an idle connection as it was used; or it went down with the request, and there are others.
+            order = by_load(self._pools)
+            if not connection.used:
+                order = [pool for pool in order if pool is not connection.pool]
+            if order:
+                self._retried = True
+                self._connect(order)
+                return
         self._give_up(error.problem)
 
     def upstream_writable(self, writable: bool) -> None:

@@ -138,6 +138,17 @@ def count(least: int, most: int) -> Notation:
     return Notation(read, accepted, {"type": "integer", "minimum": least, "maximum": most})
 
 
+def _read_flag(value: object) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise NotationError(f"is {kind(value)}")
+    return value
+
+
+FLAG: Final = Notation(_read_flag, "true or false", {"type": "boolean"})
+
+
 # --- durations and sizes ----------------------------------------------------------------------------------------------
 
 _DURATION: Final = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)"
@@ -296,7 +307,7 @@ def _read_path(value: object) -> str:
         raise NotationError(f"{quoted(text)} does not start with /")
     path = canonical(text.encode("utf-8", "replace"))
     # A route whose own path can be read in several ways would be ambiguous for every request to it.
-    if "?" in text or interpretations(path.encode()) != (path,):
+    if "?" in text or "#" in text or interpretations(path.encode()) != (path,):
         raise NotationError(f"{quoted(text)} can be read as another path")
     return path.rstrip("/") or "/"
 

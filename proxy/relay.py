@@ -49,7 +49,7 @@ class Relay:
         self.gate = gate
         self.app = app
         self.headers = dict(headers)
-        self.pools: dict[Route, tuple[Pool, ...]] = {route: upstreams.pools(route.upstreams) for route in headers}
+        self.pools: dict[Route, tuple[Pool, ...]] = {route: upstreams.pools(route.servers) for route in headers}
         self.forwarding = forwarding
         self.nobody = forwarding.peer("")
         self.limits = limits

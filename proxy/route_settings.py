@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from proxy.addresses import ROUTE_HOST, UPSTREAM
 from proxy.notation import (
     DOMAIN,
+    FLAG,
     NETWORK,
     PATH,
     Notation,
     NotationError,
     choice,
+    count,
     kind,
     mistake,
     one_or_more,
@@ -30,6 +32,7 @@ from proxy.notation import (
 )  # fmt: skip
 from proxy.sections import HTTP_TOKEN, Section, written
 from proxy.templating import ACCEPTED, UNVERIFIED_CLAIMS, Template
+from proxy.upstream_settings import PREFIX, HealthSettings, Server, UpstreamTls
 
 Scalar = str | int | float | bool
 
@@ -206,3 +209,35 @@ class RouteSettings(Section):
     )
     deny: tuple[RuleSettings, ...] = written((), "Rules for who may not, whatever `allow` says.")
     headers: HeaderSettings = written({}, "Header fields for the app.")
+    strip_prefix: Annotated[str, PREFIX] = written(
+        "", "Beginning of `path` that the app does not get to see; redirects and cookies get it back."
+    )
+    add_prefix: Annotated[str, PREFIX] = written("", "What the app's paths begin with instead.")
+    preserve_host: Annotated[bool, FLAG] = written(
+        True, "Pass on the browser's `Host`. `false`: the upstream's own; `X-Forwarded-Host` has the browser's."
+    )
+    max_connections: Annotated[int, count(0, 1_000_000)] = written(
+        0, "Connections to each upstream at once, in each worker; more requests queue. 0: any number."
+    )
+    tls: UpstreamTls | None = written(None, "TLS towards `https` upstreams. Default: trust in whom the system trusts.")
+    health: HealthSettings | None = written(None, "How to ask each upstream whether it is well. Default: not at all.")
+
+    @field_validator("strip_prefix")
+    @classmethod
+    def _of_its_path(cls, value: str, info: ValidationInfo) -> str:
+        path = info.data.get("path")
+        if path is not None and not f"{path}/".startswith(f"{value}/"):
+            raise mistake(f"{quoted(value)} is not how path begins", "path, or whole segments of its beginning")
+        return value
+
+    @field_validator("tls")
+    @classmethod
+    def _for_https(cls, value: UpstreamTls | None, info: ValidationInfo) -> UpstreamTls | None:
+        if value is not None and not any(url.startswith("https:") for url in info.data.get("upstream", ("https:",))):
+            raise mistake("is given, but no upstream is https", "an https upstream, or no tls")
+        return value
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Its upstreams, with what is said about them all."""
+        return tuple(Server(url, self.tls, self.health, self.max_connections) for url in self.upstream)

@@ -15,11 +15,13 @@ from urllib.parse import quote
 
 from proxy.paths import PLAIN, interpretations, readings
 from proxy.policy import Policy
+from proxy.rewriting import PathMap
 from proxy.route_settings import fold_header
 from proxy.templating import Template
 
 if TYPE_CHECKING:
     from proxy.settings import RouteSettings, Settings
+    from proxy.upstream_settings import Server
 
 __all__ = ["Match", "Route", "RouteTable", "interpretations", "normalise_host"]
 
@@ -35,7 +37,8 @@ class Route:
     """A route, ready for use.
 
     `path` covers itself and what is below it: `/admin` covers `/admin/x`, not `/administrator`. `header_remove` holds names
-    folded: lower case, `_` as `-`.
+    folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
+    paths on the way there.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Route:
     header_set: tuple[tuple[str, Template], ...]
     header_remove: frozenset[str]
     index: int
+    servers: tuple[Server, ...]
+    mapping: PathMap | None
+    preserve_host: bool
 
     @classmethod
     def from_settings(cls, index: int, route: RouteSettings) -> Route:
@@ -59,6 +65,9 @@ class Route:
             header_set=tuple((name, Template.parse(value)) for name, value in route.headers.set.items()),
             header_remove=frozenset(map(fold_header, route.headers.remove)),
             index=index,
+            servers=route.servers,
+            mapping=PathMap(route.strip_prefix, route.add_prefix) if route.strip_prefix or route.add_prefix else None,
+            preserve_host=route.preserve_host,
         )
 
 
@@ -150,9 +159,17 @@ class RouteTable:
             return Match(routes.route(path), path)
         found = readings(raw_path)
         route = routes.route(found.canonical)
-        if route is None or routes.uniform:
+        if route is None:
+            return Match(None, found.canonical)
+        others = found.others
+        if route.mapping is not None:
+            behind = route.mapping.readings(raw_path)
+            if behind is None:
+                return Match(route, found.canonical, ambiguous=True)
+            others += behind
+        if routes.uniform:
             return Match(route, found.canonical)
-        for path in found.others:
+        for path in others:
             other = routes.route(path)
             if other is not route and (other is None or other.policy != route.policy):
                 return Match(route, found.canonical, ambiguous=True, other=other)

@@ -1,29 +1,27 @@
-"""Connections to the apps behind: opened, pooled, read, and given up.
+"""One connection to an app behind: requests written, answers read, and given up on when they cannot be trusted.
 
 An `UpstreamConnection` speaks HTTP/1.1 to one server and hands what it reads to a `Sink`, the exchange of the moment, by plain
-method calls: no await lies between a byte from the app and the same byte to the client. A `Pool` keeps idle connections to one
-server, `Upstreams` picks the pool. Library errors end here: above this file there is only `UpstreamFailed`.
+method calls: no await lies between a byte from the app and the same byte to the client. Where connections come from and go back
+to is in `pool.py`. Library errors end here: above this file there is only `UpstreamFailed`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import time
-from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.bodies import Body, CloseBody, response_body
 from proxy.errors import MalformedResponse, UpstreamFailed, UpstreamProblem
 from proxy.http1 import Fields, HeadLimits, ResponseHead, read_response
+from proxy.upstream_tls import reason_of
 
-IDLE_KEPT: Final = 256  # idle connections kept per server
-IDLE_SECONDS: Final = 30.0  # how long an idle connection is worth keeping; most servers close theirs after 5 to 75 s
-EJECT_SECONDS: Final = 5.0  # how long a server that refused a connection is asked last
-_RESPONSE_LIMITS: Final = HeadLimits(head=262144)
+if TYPE_CHECKING:
+    from proxy.pool import Pool
+
+_LIMITS: Final = HeadLimits(head=262144)
+_INTERIM: Final = 262144  # bytes of 1xx heads before a final one: a server that sends them for ever never answers
 
 
 class Sink(Protocol):
@@ -55,7 +53,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to a server. Used by one exchange at a time; back into its pool only when it is certainly clean."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
         self._method = b""
@@ -65,15 +63,22 @@ class UpstreamConnection(asyncio.Protocol):
         self._request_sent = False
         self._tunnel = False
         self._reading = True
+        self._interim = 0  # bytes of interim heads in the present response
+        self._tls = False
+        self._closed_cleanly = False  # the server has said that it will send no more
+        self.lost: UpstreamFailed | None = None  # how it ended, when it did
         self.used = False  # it has carried a request before the present one
         self.answered = False  # a byte of the present response has come
-        self.idle_since = 0.0
+        self.busy = False  # it holds one of its pool's places
+        self.opened_at = 0.0  # monotonic, seconds, and so is the next
+        self.fresh_until = 0.0  # idle and later than that, it is better not used again
 
     # -- from asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio.Protocol)."""
         self._transport = transport  # type: ignore[assignment]  # asyncio types this narrower than it calls it
+        self._tls = transport.get_extra_info("ssl_object") is not None
 
     def data_received(self, data: bytes) -> None:
         """Read heads and body off the wire and hand them to the sink (asyncio.Protocol)."""
@@ -95,6 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The server will send no more (asyncio.Protocol). True keeps our half open, which only a tunnel wants."""
+        self._closed_cleanly = True
         if self._tunnel and self._sink is not None:
             self._sink.upstream_eof()
             return True
@@ -103,15 +109,21 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio.Protocol)."""
         self._transport = None
-        self._pool.forget(self)
+        if isinstance(
+            exc, ssl.SSLError
+        ):  # with TLS 1.3 a server refuses our certificate when the handshake is over for us
+            self.lost = UpstreamFailed(UpstreamProblem.TLS, reason_of(exc))
+        else:
+            self.lost = UpstreamFailed(UpstreamProblem.RESET, "it closed the connection before its answer was complete")
+        self.pool.forget(self)
         sink = self._sink
         if sink is None:
             return
-        if isinstance(self._body, CloseBody) and exc is None and not self._tunnel:
+        if isinstance(self._body, CloseBody) and exc is None and self._ends_here and not self._tunnel:
             self._sink = None
             sink.upstream_done([])
             return
-        self._fail(UpstreamFailed(UpstreamProblem.RESET, "the connection was closed before the response was complete"))
+        self._fail(self.lost)
 
     def pause_writing(self) -> None:
         """The send buffer is full (asyncio.Protocol)."""
@@ -132,6 +144,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body = None
         self._held = b""
         self._request_sent = complete
+        self._interim = 0
         self.answered = False
         self.write(head)
 
@@ -174,6 +187,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def too_slow(self) -> None:
+        """Drop the connection, because the answer did not begin in time."""
+        if self._sink is not None:
+            self.pool.failed(UpstreamFailed(UpstreamProblem.RESPONSE_TIMEOUT, "no answer in time"))
+        self.abort()
+
     @property
     def alive(self) -> bool:
         """Whether it can carry a request, as far as is known."""
@@ -188,7 +207,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _read_heads(self, sink: Sink, data: bytes) -> None:
         while True:
-            found = read_response(data, self._method, _RESPONSE_LIMITS)
+            found = read_response(data, self._method, _LIMITS)
             if found is None:
                 self._held = data
                 return
@@ -197,6 +216,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._held = b""
             if head.status >= 200:
                 break
+            self._interim += used
+            if self._interim > _INTERIM:
+                raise MalformedResponse("one interim response after the other, and no final one")
             sink.upstream_head(head)
             if self._sink is not sink:
                 return  # the sink gave up on this interim response
@@ -205,6 +227,7 @@ class UpstreamConnection(asyncio.Protocol):
                     sink.upstream_data(data)
                 return
         self._reusable = head.keep_alive
+        self.pool.answered(head)
         body = response_body(head)
         self._body = body
         sink.upstream_head(head)
@@ -224,129 +247,36 @@ class UpstreamConnection(asyncio.Protocol):
             self._release(clean=not body.rest)
             sink.upstream_done(body.trailers)
 
+    @property
+    def _ends_here(self) -> bool:
+        """Whether the end of the connection may be taken for the end of the body.
+
+        Under TLS only when the server says so: anybody on the way can close a connection, and cut a body short by it
+        (RFC 9112 9.8).
+        """
+        return self._closed_cleanly or not self._tls
+
     def _release(self, *, clean: bool) -> None:
         """Back to the pool, or away. An unsent rest of the request, bytes after the response: never used again."""
-        if clean and self._reusable and self._request_sent and self.alive:
+        transport = self._transport
+        if (
+            clean
+            and self._reusable
+            and self._request_sent
+            and transport is not None
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        ):
             self.resume()
             self.used = True
-            self._pool.put(self)
+            self.pool.put(self)
         else:
             self.abort()
 
     def _fail(self, error: UpstreamFailed) -> None:
         sink = self._sink
+        if self.answered or not self.used:  # a server may close an idle connection whenever it likes
+            self.pool.failed(error)
         self.abort()
         if sink is not None:
             sink.upstream_failed(error)
-
-
-class Pool:
-    """The connections to one server: `url` is http://host:port, https://host:port or unix:/path."""
-
-    def __init__(self, url: str, connect_timeout: float) -> None:
-        self.url = url
-        self._connect_timeout = connect_timeout
-        self._idle: deque[UpstreamConnection] = deque()
-        self._open: set[UpstreamConnection] = set()
-        self.ejected_until = 0.0
-        parts = urlsplit(url)
-        self._path = parts.path if parts.scheme == "unix" else None
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-
-    @property
-    def active(self) -> int:
-        """Connections in use."""
-        return len(self._open) - len(self._idle)
-
-    def take(self) -> UpstreamConnection | None:
-        """An idle connection, the most recently used first: the older ones are the likelier to be stale."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.alive:
-                return connection
-        return None
-
-    async def connect(self) -> UpstreamConnection:
-        """Open a connection. Raises UpstreamFailed; retrying elsewhere is safe, nothing has been sent."""
-        loop = asyncio.get_running_loop()
-
-        def factory() -> UpstreamConnection:
-            return UpstreamConnection(self)
-
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                if self._path is not None:
-                    _, connection = await loop.create_unix_connection(factory, self._path)
-                else:
-                    _, connection = await loop.create_connection(factory, self._host, self._port, ssl=self._tls)
-        except TimeoutError:
-            self._eject()
-            detail = f"no connection within {self._connect_timeout:g} s"
-            raise UpstreamFailed(UpstreamProblem.CONNECT_TIMEOUT, detail, retry_safe=True) from None
-        except (OSError, ssl.SSLError, UnicodeError) as error:
-            self._eject()
-            detail = error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
-            raise UpstreamFailed(UpstreamProblem.REFUSED, detail, retry_safe=True) from None
-        self.ejected_until = 0.0
-        self._open.add(connection)
-        return connection
-
-    def put(self, connection: UpstreamConnection) -> None:
-        """Keep a clean connection for the next request."""
-        connection.idle_since = time.monotonic()
-        self._idle.append(connection)
-        if len(self._idle) > IDLE_KEPT:
-            self._idle.popleft().close()
-
-    def forget(self, connection: UpstreamConnection) -> None:
-        """The connection is gone."""
-        self._open.discard(connection)
-        with suppress(ValueError):
-            self._idle.remove(connection)
-
-    def prune(self, now: float) -> None:
-        """Close what has been idle too long; `now` on the monotonic clock, in seconds."""
-        while self._idle and now - self._idle[0].idle_since > IDLE_SECONDS:
-            self._idle.popleft().close()
-
-    def close(self) -> None:
-        """Close every connection."""
-        for connection in list(self._open):
-            connection.abort()
-        self._idle.clear()
-
-    def _eject(self) -> None:
-        self.ejected_until = time.monotonic() + EJECT_SECONDS
-
-
-class Upstreams:
-    """All servers of all routes, one pool each, whichever route names them."""
-
-    def __init__(self, connect_timeout: float) -> None:
-        self._connect_timeout = connect_timeout
-        self._pools: dict[str, Pool] = {}
-
-    def pools(self, urls: Sequence[str]) -> tuple[Pool, ...]:
-        """The pools of a route's servers, made on first use."""
-        return tuple(self._pools.setdefault(url, Pool(url, self._connect_timeout)) for url in urls)
-
-    def prune(self) -> None:
-        """Close idle connections that have outlived their use; called every few seconds."""
-        now = time.monotonic()
-        for pool in self._pools.values():
-            pool.prune(now)
-
-    def close(self) -> None:
-        """Close every connection of every pool."""
-        for pool in self._pools.values():
-            pool.close()
-
-
-def by_load(pools: Sequence[Pool]) -> Sequence[Pool]:
-    """`pools` in the order to try them: the least busy first, those that lately refused a connection last."""
-    if len(pools) == 1:
-        return pools
-    now = time.monotonic()
-    return sorted(pools, key=lambda pool: (pool.ejected_until > now, pool.active))
