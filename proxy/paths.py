@@ -57,9 +57,9 @@ class Readings:
 def canonical(raw_path: bytes) -> str:
     """The reading of `raw_path` that rules see: RFC 3986 6.2.2, percent-decoded once, dot segments resolved.
 
-    An encoded slash is data, not a separator, so `%2F` stays as it is, and so do `%25`, control characters and bytes that
-    are no UTF-8: the result tells any two different paths apart. What follows `?` or `#` is not part of the path. Whatever
-    does not start with a slash (`*`) gets one. Never raises.
+    An encoded slash is data, not a separator, so `%2F` stays as it is, and so do `%25`, what cannot be printed and bytes that
+    are no UTF-8: the result tells any two different paths apart, and can be logged. What follows `?` or `#` is not part of
+    the path. Whatever does not start with a slash (`*`) gets one. Never raises.
     """
     path = re.split(rb"[?#]", raw_path, maxsplit=1)[0]
     if not path.startswith(b"/"):
@@ -100,10 +100,13 @@ def readings(raw_path: bytes) -> Readings:
 def _segment(raw: bytes) -> str:
     """One segment, decoded except for what would read differently afterwards."""
     decoded = _ESCAPED_BYTE.sub(_keep_or_decode, raw).decode("utf-8", "surrogateescape")
-    if not decoded.isprintable():
-        decoded = _CONTROLS.sub(lambda match: f"%{ord(match[0]):02X}", decoded)
-        decoded = _UNDECODED.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", decoded)
-    return decoded
+    if decoded.isprintable():
+        return decoded
+    return "".join(character if character.isprintable() else _escaped(character) for character in decoded)
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _keep_or_decode(match: re.Match[bytes]) -> bytes:

@@ -56,7 +56,8 @@ class Place:
         for length in range(len(path), 0, -1):
             given = self.origin.get(path[:length])
             if given is not None:
-                return given + (dotted(("", *path[length:])) if path[length:] else "")
+                rest = dotted(path[length:]) if path[length:] else ""
+                return given + (rest if rest.startswith("[") or not rest else f".{rest}")
         return dotted(path)
 
 
@@ -77,14 +78,14 @@ def problems_in(error: ValidationError, model: type[BaseModel], place: Place) ->
 
 def _problem(detail: ErrorDetails, path: Path, model: type[BaseModel], place: Place) -> Problem:
     name, key = place.name(path), key_at(model, path)
+    if key is None or detail["type"] == "extra_forbidden":
+        return unknown_key(path, model, place)
     context = detail.get("ctx", {})
     match detail["type"]:
         case notation.ERROR:
             return Problem(name, context["what"], context["accepted"])
         case "missing":
             return Problem(name, "is missing", _accepted(key) + _or_variable(path))
-        case "extra_forbidden":
-            return unknown_key(path, model, place)
         case "too_short":
             return Problem(name, "is empty", _accepted(key))
     return Problem(name, f"is {notation.kind(value_at(path, place.tree))}", _accepted(key, path))
@@ -118,10 +119,8 @@ def _path(location: tuple[int | str, ...], tree: Any) -> Path:
     return tuple(path)
 
 
-def _accepted(key: Key | None, path: Path = ()) -> str:
+def _accepted(key: Key, path: Path = ()) -> str:
     """What may stand at `key`; at one item of it when `path` ends in an index."""
-    if key is None:
-        return "the keys of the reference"
     one = bool(path) and isinstance(path[-1], int)
     if key.section is None:
         text = key.notation.accepted if key.notation is not None and not key.mapping else "a table"

@@ -13,12 +13,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from proxy.notation import quoted
 from proxy.problems import Problem
 from proxy.tree import FROM_FILE, JOINT, PREFIX, SHORT_NAMES, UPSTREAM, Key, Path, key_at, keys, variable
 
@@ -161,26 +163,27 @@ class EnvironmentSource(PydanticBaseSettingsSource):
     def _unknown(self, name: str) -> Problem:
         known = [key.variable for key in keys(self.settings_cls)]
         known += [key.variable + FROM_FILE for key in keys(self.settings_cls) if key.secret]
-        near = get_close_matches(re.sub(r"__\d+(?=__|$)", "__N", name), known, 1, 0.75)
-        what = f'is not a known variable (did you mean "{near[0]}"?)' if near else "is not a known variable"
+        # Without the prefix, which would make any two names look alike.
+        meant = re.sub(r"__\d+(?=__|$)", "__N", name).removeprefix(PREFIX)
+        near = get_close_matches(meant, [other.removeprefix(PREFIX) for other in known], 1, 0.6)
+        what = f'is not a known variable (did you mean "{PREFIX}{near[0]}"?)' if near else "is not a known variable"
         accepted = f"{PREFIX} and a key path joined by {JOINT}, list items by number from 0; {FROM_FILE} for secrets"
-        return Problem(name, what, accepted)
+        return Problem(name if name.isprintable() else quoted(name), what, accepted)
 
     def _lay(self, given: _Given) -> None:
         """Put a value in its place. Where the file has something else than a table, only the file's mistake is reported."""
         here: Any = self.tree
-        for step, below in zip(given.path, (*given.path[1:], None), strict=True):
+        for step, below in pairwise(given.path):
             if not self._has_place(here, step, given):
-                return
-            if below is None:
-                here[step] = given.value
-                self.origin[given.path] = given.variable
                 return
             if isinstance(step, str):
                 here.setdefault(step, {})
             if isinstance(below, int) and not isinstance(here[step], list):
                 here[step] = []  # allow = "signed-in" gives way to POSTERN_ROUTE__0__ALLOW__0__ROLES
             here = here[step]
+        if self._has_place(here, given.path[-1], given):
+            here[given.path[-1]] = given.value
+            self.origin[given.path] = given.variable
 
     def _has_place(self, here: Any, step: str | int, given: _Given) -> bool:
         """Whether `here` is a table, or a list with an item at `step`; one is added where that is the next."""

@@ -6,6 +6,7 @@ Schema and the reference table all walk the same tree, so that none of them can 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
@@ -14,12 +15,14 @@ from typing import Any, Final, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from proxy.notation import Notation, one_or_more
+from proxy.notation import Notation, one_or_more, quoted
 
 PREFIX: Final = "POSTERN_"
 JOINT: Final = "__"
 FROM_FILE: Final = "_FILE"  # a secret's variable with this names a file that holds it
 ANY: Final = "*"  # in a path: each item of a list
+
+_BARE: Final = re.compile("[A-Za-z0-9_-]+")
 
 Path = tuple[str | int, ...]
 
@@ -74,7 +77,9 @@ def dotted(path: Sequence[str | int]) -> str:
         elif step == ANY:
             text += "[]"
         else:
-            text += f".{step}" if text else step
+            # As TOML writes it: anything may be in a key, even a line break.
+            bare = step if _BARE.fullmatch(step) else quoted(step)
+            text += f".{bare}" if text else bare
     return text or "settings"
 
 
@@ -130,14 +135,15 @@ def _key(path: Path, field: FieldInfo) -> Key:
     parts = list(_parts(field.annotation))
     notations = [item for item in (*field.metadata, *parts) if isinstance(item, Notation)]
     sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+    mapping = any(get_origin(part) is Mapping for part in parts)
     return Key(
         path=path,
         field=field,
         notation=notations[0] if notations else None,
         section=sections[0] if sections else None,
-        many=any(get_origin(part) is tuple for part in parts),
+        many=not mapping and any(get_origin(part) is tuple for part in parts),
         lone=any(isinstance(item, BeforeValidator) and item.func is one_or_more for item in field.metadata),
-        mapping=any(get_origin(part) is Mapping for part in parts),
+        mapping=mapping,
     )
 
 

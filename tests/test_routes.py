@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.routes import Match, Route, RouteTable, interpretations, normalise_host
-from proxy.settings import RouteSettings
+from proxy.settings import RouteSettings, load
 
 Spec = tuple[str | None, str] | tuple[str | None, str, Any]
 
@@ -232,6 +233,20 @@ def test_a_route_is_compiled_from_its_settings() -> None:
     assert [(name, template.source) for name, template in route.header_set] == [("X-Team", "{claims.team}")]
     assert route.header_remove == {"x-debug"}
     assert route.policy.any_user
+
+
+def test_a_table_is_made_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / "postern.toml"
+    file.write_text(
+        """
+        public_url = "https://apps.example.com"
+        logto = { endpoint = "https://auth.example.com", app_id = "a", app_secret = "s" }
+        route = [{ name = "one", upstream = "http://one:1" }, { name = "two", path = "/2", upstream = "http://two:1" }]
+        """
+    )
+    routes = RouteTable.from_settings(load(file, {}))
+    assert [(route.index, route.name) for route in routes.routes] == [(0, "one"), (1, "two")]
+    assert routes.match("apps.example.com", b"/2").route is routes.routes[1]
 
 
 # --- properties: what a careless server behind could make of a path, written anew and differently ---------------------

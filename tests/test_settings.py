@@ -69,6 +69,23 @@ def test_mistakes_are_told_exactly(tmp_path: Path, mistake: dict[str, Any]) -> N
     assert not any("hunter2" in line or SECRET in line or "\n" in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("parts", "key"),
+    [
+        ({"more": "[discord]\nbot_token = 'hunter2'"}, "discord"),
+        ({"more": "[metrics]\nlisten = '127.0.0.1:9464'"}, "metrics"),
+        ({"route_too": "preset = 'grafana'"}, "route[0].preset"),
+        ({"route_too": "allow = [{ signed_in_within = '1h' }]"}, "route[0].allow[0].signed_in_within"),
+        ({"route_too": "deny = [{ discord = { users = ['1'] } }]"}, "route[0].deny[0].discord"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_rather_than_ignored(tmp_path: Path, parts: dict[str, str], key: str) -> None:
+    """A rule that is passed over would let in whom it was written against."""
+    first, *_ = problems(tmp_path, document(**parts))
+    assert first.startswith(f"{key}: is not a known key")
+    assert "hunter2" not in first
+
+
 def test_a_file_of_many_mistakes_tells_all_of_them_at_once(tmp_path: Path) -> None:
     text = """
         public_url = "https://apps.example.com/x"

@@ -1,0 +1,129 @@
+"""What must hang together across the settings."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from proxy.consistency import contradictions
+from proxy.tree import dotted
+
+
+def tree(text: str) -> dict[str, Any]:
+    return tomllib.loads(text)
+
+
+def found(text: str) -> list[str]:
+    return [f"{dotted(where)}: {what}; {accepted}" for where, what, accepted in contradictions(tree(text))]
+
+
+PUBLIC = 'public_url = "https://apps.example.com"\n'
+ROUTE = '[[route]]\nname = "{0}"\nupstream = "http://{0}:1"\n'
+INSECURE = 'browsers take SameSite=None over https only; "lax" or "strict", or an https public_url'
+LOOP = "is where the gateway itself listens; the address of the app"
+OUTSIDE = "does not hold the host of public_url, apps.example.com; that host or a domain it is in"
+REACH = "the session cookie of {} does not get there; a host below session.cookie.domain, or apps.example.com"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (PUBLIC, []),
+        # where the cookie goes
+        (PUBLIC + 'session.cookie.domain = "example.com"', []),
+        (PUBLIC + 'session.cookie.domain = "apps.example.com"', []),
+        (PUBLIC + 'session.cookie.domain = ".example.com"', []),
+        (
+            PUBLIC + 'session.cookie.domain = "s.example.com"',
+            ["session.cookie.domain: " + OUTSIDE],
+        ),
+        (
+            PUBLIC + 'session.cookie.domain = "ps.example.com"',
+            ["session.cookie.domain: " + OUTSIDE],
+        ),
+        (
+            PUBLIC + 'session.cookie.domain = "com"',
+            ["session.cookie.domain: is no domain that browsers accept for a cookie; a domain of two labels or more"],
+        ),
+        (
+            'public_url = "http://127.0.0.1:3000"\nsession.cookie.domain = "127.0.0.1"',
+            ["session.cookie.domain: is no domain that browsers accept for a cookie; a domain of two labels or more"],
+        ),
+        (PUBLIC + 'session.cookie.same_site = "none"', []),
+        (
+            'public_url = "http://localhost:3000"\nsession.cookie.same_site = "none"',
+            ["session.cookie.same_site: " + INSECURE],
+        ),
+        # who can be reached by it
+        (PUBLIC + ROUTE.format("a") + 'host = "apps.example.com"', []),
+        (PUBLIC + ROUTE.format("a"), []),
+        (PUBLIC + ROUTE.format("a") + 'host = "wiki.example.com"', ["route[0].host: " + REACH.format("apps.example.com")]),
+        (PUBLIC + ROUTE.format("a") + 'host = "*.apps.example.com"', ["route[0].host: " + REACH.format("apps.example.com")]),
+        (PUBLIC + ROUTE.format("a") + 'host = "wiki.example.com"\nallow = "everyone"', []),
+        (
+            PUBLIC + ROUTE.format("a") + 'host = "w.example.com"\nallow = "everyone"\ndeny = [{ users = ["x"] }]',
+            ["route[0].host: " + REACH.format("apps.example.com")],
+        ),
+        (PUBLIC + 'session.cookie.domain = "example.com"\n' + ROUTE.format("a") + 'host = "wiki.example.com"', []),
+        (PUBLIC + 'session.cookie.domain = "example.com"\n' + ROUTE.format("a") + 'host = "*.example.com"', []),
+        (
+            PUBLIC + 'session.cookie.domain = "example.com"\n' + ROUTE.format("a") + 'host = "*.com"',
+            ["route[0].host: " + REACH.format("example.com")],
+        ),
+        (
+            PUBLIC + 'session.cookie.domain = "example.com"\n' + ROUTE.format("a") + 'host = "wiki.example.org"',
+            ["route[0].host: " + REACH.format("example.com")],
+        ),
+        # twice the same
+        (
+            PUBLIC + ROUTE.format("a") + ROUTE.format("a") + 'path = "/x"',
+            ["route[1].name: route[0] has this name; a name of its own"],
+        ),
+        (
+            PUBLIC + ROUTE.format("a") + 'path = "/x"\n' + ROUTE.format("b") + 'path = "/%78/"',
+            ["route[1].path: route[0] takes every request for this host and path; another host or path"],
+        ),
+        (PUBLIC + ROUTE.format("a") + ROUTE.format("b") + 'host = "apps.example.com"', []),
+        # below our own paths
+        (
+            PUBLIC + ROUTE.format("a") + 'path = "/.postern/x"',
+            ["route[0].path: lies below prefix, where the gateway answers itself; another path"],
+        ),
+        (PUBLIC + ROUTE.format("a") + 'path = "/.posternx"', []),
+        (
+            'prefix = "/gate"\n' + PUBLIC + ROUTE.format("a") + 'path = "/gate"',
+            ["route[0].path: lies below prefix, where the gateway answers itself; another path"],
+        ),
+        # round in circles
+        (PUBLIC + '[[route]]\nupstream = "http://127.0.0.1:3000"', ["route[0].upstream: " + LOOP]),
+        (PUBLIC + '[[route]]\nupstream = ["http://a:1", "http://localhost:3000"]', ["route[0].upstream[1]: " + LOOP]),
+        (PUBLIC + 'listen = "0.0.0.0:80"\n[[route]]\nupstream = "http://[::1]"', ["route[0].upstream: " + LOOP]),
+        (PUBLIC + 'listen = "10.0.0.1:443"\n[[route]]\nupstream = "https://10.0.0.1"', ["route[0].upstream: " + LOOP]),
+        (PUBLIC + 'listen = "unix:/p.sock"\n[[route]]\nupstream = "unix:/p.sock"', ["route[0].upstream: " + LOOP]),
+        (PUBLIC + 'listen = "unix:/p.sock"\n[[route]]\nupstream = "http://127.0.0.1:3000"', []),
+        (PUBLIC + '[[route]]\nupstream = "unix:/app.sock"', []),
+        (PUBLIC + '[[route]]\nupstream = "http://127.0.0.1:3001"', []),
+        (PUBLIC + '[[route]]\nupstream = "http://app:3000"', []),
+        (PUBLIC + 'listen = "10.0.0.1:3000"\n[[route]]\nupstream = "http://127.0.0.1:3000"', []),
+    ],
+)  # fmt: skip
+def test_contradictions(text: str, expected: list[str]) -> None:
+    assert found(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'public_url = 5\nsession.cookie.domain = "example.org"',
+        PUBLIC + 'session = 5\n[[route]]\nhost = "a.b:x"\nname = 5\npath = 5\nupstream = 5',
+        PUBLIC + 'route = ["a", 5]',
+        PUBLIC + 'route = "a"',
+        PUBLIC + 'prefix = "x"\nlisten = 5\n[[route]]\nupstream = [5, "x"]',
+        PUBLIC + '[[route]]\nhost = "?"\n[[route]]\nhost = "?"',
+    ],
+)
+def test_what_cannot_be_read_contradicts_nothing(text: str) -> None:
+    assert found(text) == []
