@@ -55,7 +55,7 @@ class Session:
         return now < self.expires_at and now - self.seen_at < idle
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request, and frozen fields are slow to set
 class Holder:
     """The two halves of a session cookie."""
 
