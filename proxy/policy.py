@@ -147,28 +147,35 @@ class _Judged:
     anytime: bool  # no criterion is about the request
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Policy:
     """The rules of one route: immutable; equal to another when the same requests pass it.
 
     `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else.
     """
 
-    __slots__ = ("_allow", "_deny", "_key", "_mode", "anonymous", "any_user")
-
-    def __init__(self, mode: Mode, allow: Iterable[RuleSettings], deny: Iterable[RuleSettings]) -> None:
-        self._mode = mode
-        self._allow = tuple(_judged(index, rule, allow=True) for index, rule in enumerate(allow))
-        self._deny = tuple(_judged(index, rule, allow=False) for index, rule in enumerate(deny))
-        self._key = (mode, frozenset(one.rule for one in self._allow), frozenset(one.rule for one in self._deny))
-        self.anonymous = mode == "everyone" and not self._deny
-        self.any_user = mode == "signed-in" and not self._deny
+    _mode: Mode
+    _allow: tuple[_Judged, ...]
+    _deny: tuple[_Judged, ...]
+    _key: tuple[Mode, frozenset[_Rule], frozenset[_Rule]]
+    anonymous: bool
+    any_user: bool
 
     @classmethod
     def from_settings(cls, route: RouteSettings) -> Policy:
         """The policy that a route's `allow` and `deny` make."""
-        if isinstance(route.allow, str):
-            return cls(route.allow, (), route.deny)
-        return cls("rules", route.allow, route.deny)
+        mode: Mode = route.allow if isinstance(route.allow, str) else "rules"
+        rules = () if isinstance(route.allow, str) else route.allow
+        allow = tuple(_judged(index, rule, allow=True) for index, rule in enumerate(rules))
+        deny = tuple(_judged(index, rule, allow=False) for index, rule in enumerate(route.deny))
+        return cls(
+            _mode=mode,
+            _allow=allow,
+            _deny=deny,
+            _key=(mode, frozenset(one.rule for one in allow), frozenset(one.rule for one in deny)),
+            anonymous=mode == "everyone" and not deny,
+            any_user=mode == "signed-in" and not deny,
+        )
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Policy) and self._key == other._key)

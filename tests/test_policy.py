@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from ipaddress import ip_address
 from typing import Any
 
@@ -250,6 +251,11 @@ def test_policies_are_equal_when_their_rules_are(one: Any, other: Any, equal: bo
         assert hash(first) == hash(second)
     assert first != "everyone"
     assert "Policy(" in repr(first)
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        policy().anonymous = True  # type: ignore[misc]
 
 
 WORDS = st.sampled_from(["a", "b", "c"])

@@ -148,4 +148,5 @@ def test_any_text_parses_or_is_told(source: str) -> None:
     except TemplateError as error:
         assert str(error).startswith("has ")  # noqa: PT017 -- either outcome is right
     else:
-        assert template.render(ADA, None) is not None
+        assert template == Template.parse(source)
+        assert template.needs_tokens is False
