@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from proxy.dialing import Dialer
 from proxy.errors import UpstreamFailed, UpstreamProblem
+from proxy.health import HealthCheck
 from proxy.http1 import ResponseHead
 from proxy.rewriting import authority
 from proxy.standing import Standing
@@ -272,18 +273,26 @@ class Pool:
 
 
 class Upstreams:
-    """All servers of all routes, one pool each, whichever route names them."""
+    """All servers of all routes, one pool each, whichever route names them, and their health checks."""
 
     def __init__(self, connect_timeout: float) -> None:
         self._connect_timeout = connect_timeout
         self._pools: dict[Server, Pool] = {}
+        self._checks: list[HealthCheck] = []
 
     def pools(self, servers: Sequence[Server]) -> tuple[Pool, ...]:
         """The pools of a route's servers, made on first use."""
         for server in servers:
             if server not in self._pools:
-                self._pools[server] = Pool(server, self._connect_timeout)
+                pool = self._pools[server] = Pool(server, self._connect_timeout)
+                if server.health is not None:
+                    self._checks.append(HealthCheck(pool, server.health))
         return tuple(self._pools[server] for server in servers)
+
+    def start(self) -> None:
+        """Begin with the health checks. Needs a running event loop."""
+        for check in self._checks:
+            check.start()
 
     def prune(self) -> None:
         """Close idle connections that have outlived their use; called every few seconds."""
@@ -292,7 +301,9 @@ class Upstreams:
             pool.prune(now)
 
     def close(self) -> None:
-        """Close every connection of every pool."""
+        """Stop the checks, and close every connection of every pool."""
+        for check in self._checks:
+            check.stop()
         for pool in self._pools.values():
             pool.close()
 

@@ -76,9 +76,14 @@ class Relay:
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> ClientConnection:
         """What uvicorn calls for each accepted connection (its `http` setting)."""
+        self.start()
+        return ClientConnection(self, server_state)
+
+    def start(self) -> None:
+        """Begin with what runs beside the requests: the sweep, the health checks. More than once does no harm."""
         if self._sweeper is None:
             self._sweep()
-        return ClientConnection(self, server_state)
+            self._upstreams.start()
 
     def new_request_id(self) -> bytes:
         """An id no other request of any worker has."""
@@ -90,7 +95,7 @@ class Relay:
             connection.end_session(session_id)
 
     def close(self) -> None:
-        """Stop the sweep and drop idle upstream connections."""
+        """Stop the sweep and the health checks, and drop all upstream connections."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
