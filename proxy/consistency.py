@@ -61,6 +61,13 @@ def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
         yield from _cookie(public, cookie)
         yield from _out_of_reach(public, cookie, read)
     yield from _doubled(read)
+    if _many(tree.get("workers")) and _in_memory(value_at(("session", "store"), tree)):
+        what = "is more than one, and sessions in memory are known to one process alone"
+        yield Contradiction(("workers",), what, "1, or a session.store in Redis")
+    metrics = _sound(LISTEN.read, value_at(("metrics", "listen"), tree))
+    if metrics is not None and metrics == listen and metrics.port != 0:
+        what = "is where the gateway itself listens, for everybody"
+        yield Contradiction(("metrics", "listen"), what, "another address")
     for route in read:
         if prefix is not None and route.path is not None and f"{route.path}/".startswith(f"{prefix}/"):
             yield Contradiction(
@@ -133,6 +140,14 @@ def _route(index: int, raw: Mapping[str, Any]) -> _Route:
         ),
         anonymous=raw.get("allow") == "everyone" and not raw.get("deny"),
     )
+
+
+def _many(workers: Any) -> bool:
+    return str(workers).isdecimal() and int(workers) > 1
+
+
+def _in_memory(store: Any) -> bool:
+    return store in (None, "memory://")
 
 
 def _sound(read: Callable[[Any], T], value: Any) -> T | None:

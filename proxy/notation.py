@@ -158,6 +158,13 @@ _SIZE: Final = r"([0-9]{1,15})(B|KiB|MiB|GiB|)"
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "": 1}
 
 
+def _read_pause(value: object) -> float:
+    """A duration, or 0 for none."""
+    if value in (0, "0", "0s") and not isinstance(value, bool):
+        return 0.0
+    return _read_duration(value)
+
+
 def _read_duration(value: object) -> float:
     if isinstance(value, str):
         found = re.fullmatch(_DURATION, value)
@@ -177,6 +184,13 @@ DURATION: Final = Notation(
     _read_duration,
     "a duration such as 500ms, 30s, 15m, 12h or 7d, or a number of seconds; from 1ms to 3650d",
     {"anyOf": [{"type": "string", "pattern": f"^{_DURATION}$"}, {"type": "number", "exclusiveMinimum": 0}]},
+)
+
+# The same where there may be none: no wait, no delay.
+PAUSE: Final = Notation(
+    _read_pause,
+    "a duration such as 500ms, 30s or 15m, or 0 for none; up to 3650d",
+    {"anyOf": [{"type": "string", "pattern": f"^{_DURATION}$"}, {"type": "number", "minimum": 0}]},
 )
 
 

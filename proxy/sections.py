@@ -12,17 +12,21 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from proxy.addresses import ENDPOINT
+from proxy.addresses import ENDPOINT, LISTEN, Listen
 from proxy.notation import (
     DOMAIN,
     DURATION,
+    FLAG,
+    PAUSE,
     STORE,
     Notation,
+    NotationError,
     choice,
     count,
     mistake,
     optional,
     pattern,
+    quoted,
     secret,
     size,
     string,
@@ -177,12 +181,57 @@ class LimitSettings(Section):
         return value
 
 
+class DrainSettings(Section):
+    """How the gateway stops."""
+
+    delay: Annotated[float, PAUSE] = written(
+        "0s", "How long it still takes new connections when told to stop, answering `/readyz` with 503 meanwhile."
+    )
+    timeout: Seconds = written("30s", "How long requests under way may then take to finish.")
+
+
+class MetricsSettings(Section):
+    """Numbers about what the gateway does, for Prometheus."""
+
+    listen: Annotated[Listen | None, optional(LISTEN)] = written(
+        None, "Where to serve them, never to the public: such as `127.0.0.1:9464`. Default: nowhere."
+    )
+
+
+class TracingSettings(Section):
+    """OpenTelemetry spans."""
+
+    enabled: Annotated[bool, FLAG] = written(
+        False,
+        "One span for each relayed request. Needs `postern[otel]`; the SDK's own `OTEL_` variables say where they go.",
+    )
+
+
+def _read_access_log(value: object) -> str:
+    text = string(value)
+    if text.lower() in ("stdout", "stderr", "off"):
+        return text.lower()
+    if not text.startswith("/") or text.endswith("/"):
+        raise NotationError(f"{quoted(text)} is neither a known place nor an absolute path")
+    return text
+
+
+_ACCESS_LOG: Final = Notation(
+    _read_access_log,
+    '"stdout", "stderr", "off", or the absolute path of a file',
+    {"type": "string", "pattern": "^(?:stdout|stderr|off|/.*[^/])$"},
+)
+
+
 class LogSettings(Section):
-    """The log, on standard error."""
+    """The log, on standard error, and the access log, one line for each request."""
 
     format: Annotated[Literal["auto", "json", "console"], choice("auto", "json", "console")] = written(
         "auto", "`json`, `console`, or by whether a terminal reads it."
     )
     level: Annotated[Literal["debug", "info", "warning", "error"], choice("debug", "info", "warning", "error")] = (
         written("info", "The least important line that is written.")
+    )
+    access: Annotated[str, _ACCESS_LOG] = written(
+        "stdout", "Where the line of each request goes: `stdout`, `stderr`, `off`, or a file's absolute path."
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -19,27 +19,30 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from proxy.addresses import LISTEN, PUBLIC_URL, Listen, parse_url
 from proxy.consistency import contradictions
-from proxy.notation import NETWORK, PREFIX, is_loopback, one_or_more, secret
+from proxy.notation import NETWORK, PREFIX, choice, count, is_loopback, one_or_more, secret
 from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
 from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
 from proxy.sections import (
     CookieSettings,
+    DrainSettings,
     IdentitySettings,
     LimitSettings,
     LogSettings,
     LogtoSettings,
+    MetricsSettings,
     SessionSettings,
     Tls,
+    TracingSettings,
     written,
 )  # fmt: skip
 from proxy.sources import CONFIG, EnvironmentSource, FileSource
 from proxy.tree import UPSTREAM
 
 __all__ = [
-    "CookieSettings", "HeaderSettings", "IdentitySettings", "LimitSettings", "Listen", "LogSettings", "LogtoSettings",
-    "Problem", "RouteSettings", "RuleSettings", "SessionSettings", "Settings", "SettingsError", "Tls", "load", "reference",
-    "schema",
+    "CookieSettings", "DrainSettings", "HeaderSettings", "IdentitySettings", "LimitSettings", "Listen", "LogSettings",
+    "LogtoSettings", "MetricsSettings", "Problem", "RouteSettings", "RuleSettings", "SessionSettings", "Settings",
+    "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
 ]  # fmt: skip
 
 DEFAULT_FILE: Final = Path("config/postern.toml")
@@ -69,6 +72,13 @@ class Settings(BaseSettings):
 
     public_url: Annotated[str, PUBLIC_URL] = Field(description="The gateway as browsers see it, without a path.")
     listen: Annotated[Listen, LISTEN] = written("127.0.0.1:3000", 'Where to listen: `"host:port"` or `"unix:/path"`.')
+    workers: Annotated[int, count(1, 256)] = written(
+        1,
+        "Processes that share the work, one for each core at most. More than one needs a session store they can share.",
+    )
+    reload: Annotated[Literal["signal", "watch"], choice("signal", "watch")] = written(
+        "signal", "When settings and certificates are read again: on SIGHUP, or as well when their files change."
+    )
     tls: Annotated[Tls | None, BeforeValidator(_none_if_blank)] = written(
         None, "Certificate to speak TLS with. Default: none, TLS is the edge's."
     )
@@ -88,6 +98,9 @@ class Settings(BaseSettings):
     identity: IdentitySettings = written({}, "How apps learn who is there.")
     limits: LimitSettings = written({}, "Limits.")
     log: LogSettings = written({}, "The log.")
+    drain: DrainSettings = written({}, "How the gateway stops.")
+    metrics: MetricsSettings = written({}, "Metrics.")
+    tracing: TracingSettings = written({}, "Tracing.")
     route: tuple[RouteSettings, ...] = Field(min_length=1, description="The routes.")
 
     _notes: tuple[str, ...] = PrivateAttr(default=())

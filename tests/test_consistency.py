@@ -23,6 +23,8 @@ PUBLIC = 'public_url = "https://apps.example.com"\n'
 ROUTE = '[[route]]\nname = "{0}"\nupstream = "http://{0}:1"\n'
 INSECURE = 'browsers take SameSite=None over https only; "lax" or "strict", or an https public_url'
 LOOP = "is where the gateway itself listens; the address of the app"
+ALONE = "is more than one, and sessions in memory are known to one process alone; 1, or a session.store in Redis"
+PUBLIC_TOO = "is where the gateway itself listens, for everybody; another address"
 OUTSIDE = "does not hold the host of public_url, apps.example.com; that host or a domain it is in"
 REACH = "the session cookie of {} does not get there; a host below session.cookie.domain, or apps.example.com"
 
@@ -57,6 +59,17 @@ REACH = "the session cookie of {} does not get there; a host below session.cooki
             'public_url = "http://localhost:3000"\nsession.cookie.same_site = "none"',
             ["session.cookie.same_site: " + INSECURE],
         ),
+        # what several processes can share
+        ("workers = 1", []),
+        ('workers = 2\nsession.store = "redis://r:6379/0"', []),
+        ('workers = "many"', []),
+        ("workers = 2", ["workers: " + ALONE]),
+        ('workers = "2"\nsession.store = "memory://"', ["workers: " + ALONE]),
+        # what is not for everybody
+        ('listen = "127.0.0.1:0"\nmetrics.listen = "127.0.0.1:0"', []),
+        ('listen = "0.0.0.0:3000"\nmetrics.listen = "127.0.0.1:9464"', []),
+        ('listen = "unix:/a"\nmetrics.listen = "unix:/a"', ["metrics.listen: " + PUBLIC_TOO]),
+        ('metrics.listen = "127.0.0.1:3000"', ["metrics.listen: " + PUBLIC_TOO]),
         # who can be reached by it
         (PUBLIC + ROUTE.format("a") + 'host = "apps.example.com"', []),
         (PUBLIC + ROUTE.format("a"), []),

@@ -73,7 +73,6 @@ def test_mistakes_are_told_exactly(tmp_path: Path, mistake: dict[str, Any]) -> N
     ("parts", "key"),
     [
         ({"more": "[discord]\nbot_token = 'hunter2'"}, "discord"),
-        ({"more": "[metrics]\nlisten = '127.0.0.1:9464'"}, "metrics"),
         ({"route_too": "preset = 'grafana'"}, "route[0].preset"),
         ({"route_too": "allow = [{ signed_in_within = '1h' }]"}, "route[0].allow[0].signed_in_within"),
         ({"route_too": "deny = [{ discord = { users = ['1'] } }]"}, "route[0].deny[0].discord"),
