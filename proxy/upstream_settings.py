@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -28,7 +28,14 @@ _AUTHORITY: Final = optional(
 _STATUSES: Final = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
 
 
-def _read_statuses(value: object) -> tuple[int, int]:
+class Statuses(NamedTuple):
+    """The statuses from `least` to `most`, both included."""
+
+    least: int
+    most: int
+
+
+def _read_statuses(value: object) -> Statuses:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else string(value)
     found = _STATUSES.fullmatch(text)
     if found is None:
@@ -36,7 +43,7 @@ def _read_statuses(value: object) -> tuple[int, int]:
     least, most = int(found[1]), int(found[2] or found[1])
     if least < 200 or most < least:
         raise NotationError(f"{quoted(text)} holds no final status")
-    return least, most
+    return Statuses(least, most)
 
 
 _STATUS: Final = Notation(
@@ -104,7 +111,7 @@ class HealthSettings(Section):
     )
     interval: Seconds = written("10s", "How often to ask, give or take a tenth.")
     timeout: Seconds = written("2s", "How long the answer may take.")
-    status: Annotated[tuple[int, int], _STATUS] = written("200-399", "A healthy answer's status, or a range of them.")
+    status: Annotated[Statuses, _STATUS] = written("200-399", "A healthy answer's status, or a range of them.")
 
 
 @dataclass(frozen=True, slots=True)
