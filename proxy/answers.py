@@ -40,6 +40,7 @@ _PLAIN: Final[Mapping[Kind, str]] = {
     Kind.FOREIGN_ORIGIN: "foreign_origin",
     Kind.NOT_FOUND: "not_found",
     Kind.AMBIGUOUS: "ambiguous",
+    Kind.LOOP: "loop",
     Kind.BAD_REQUEST: "bad_request",
     Kind.UNAVAILABLE: "store_down",
     Kind.OVERLOADED: "overloaded",

@@ -24,11 +24,13 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 
 MAX_BODY: Final = 65536  # bytes of a form or token posted to the gateway itself
 _log = logging.getLogger("postern")
-_running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
 
 
 class AsgiCall:
-    """Runs the app for one request. `body`, `body_done`, `client_writable` and `cancel` are what the connection calls."""
+    """Runs the app for one request. `body`, `body_done`, `client_writable` and `cancel` are what the connection calls.
+
+    A refusal takes no body, whatever its size: what of it comes before the answer is forgotten.
+    """
 
     __slots__ = (
         "_arrived",
@@ -43,13 +45,15 @@ class AsgiCall:
         "_received",
         "_request_id",
         "_status",
+        "_takes_body",
         "body_out",
         "started",
     )
 
-    def __init__(self, client: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, client: ClientConnection, head: RequestHead, *, takes_body: bool) -> None:
         self._client: ClientConnection | None = client  # None once the client is gone
         self._head = head
+        self._takes_body = takes_body
         self._body = bytearray()
         self._received = 0
         self._complete = head.length == 0
@@ -64,7 +68,7 @@ class AsgiCall:
         self.started = False
         self.body_out = 0
 
-    def start(self, app: App, call: Call) -> None:
+    def start(self, app: App, call: Call) -> asyncio.Task[None]:
         """Run `app` for this request; what it needs to know beyond ASGI is in `scope["postern"]`."""
         self._request_id = call.request_id.encode("latin-1")
         raw_path = self._head.path
@@ -78,18 +82,22 @@ class AsgiCall:
             "raw_path": raw_path,
             "query_string": self._head.query,
             "root_path": "",
-            "headers": [(name.lower(), value) for name, value in self._head.fields],
+            # With the authority of an absolute-form target in the place of Host (RFC 9112 3.2.2), as the gate saw it.
+            "headers": [
+                (lower, self._head.host if lower == b"host" else value)
+                for lower, value in ((name.lower(), value) for name, value in self._head.fields)
+            ],
             "client": (call.client, 0),
             "server": None,
             "state": {},
             "postern": call,
         }
-        task = asyncio.get_running_loop().create_task(self._run(app, scope))
-        _running.add(task)
-        task.add_done_callback(_running.discard)
+        return asyncio.get_running_loop().create_task(self._run(app, scope))
 
     def body(self, data: bytes) -> None:
         """Payload of the request's body has come."""
+        if not self._takes_body:
+            return
         self._received += len(data)
         if self._received > MAX_BODY:
             if self._client is not None:
@@ -136,8 +144,8 @@ class AsgiCall:
         while not self._body and not self._complete:
             if self._client is None:
                 return {"type": "http.disconnect"}
-            self._client.resume()
             self._arrived.clear()
+            self._client.await_body()
             await self._arrived.wait()
         body, self._body = bytes(self._body), bytearray()
         return {"type": "http.request", "body": body, "more_body": not self._complete}
@@ -181,8 +189,9 @@ class AsgiCall:
             fields.append((b"date", client.date))
         if b"x-request-id" not in names:
             fields.append((b"x-request-id", self._request_id))
-        if not client.keep_alive:
-            fields.append((b"connection", b"close"))
+        connection = client.persistence(self._head.minor)
+        if connection:
+            fields.append((b"connection", connection))
         lines = b"".join([b"%b: %b\r\n" % field for field in fields])
         self._status = status
         self._head_sent = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _reason(status), lines)

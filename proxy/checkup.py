@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable, UpstreamFailed
 from proxy.identity import RelyingParty
+from proxy.pool import Upstreams
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import open_store
 from proxy.settings import Settings
-from proxy.upstream import Upstreams
 
 
 @dataclass(frozen=True, slots=True)

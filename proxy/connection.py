@@ -1,16 +1,12 @@
 """One client's connection: requests read off it one at a time and in order, each answered before the next is looked at.
 
-The connection owns the pace. Reading stops whenever what was read has nowhere to go, so memory stays bounded whatever a client
-sends, and every wait has a deadline, kept by the relay's sweep over all connections instead of a timer per request.
+The connection owns the pace. Reading stops whenever what was read has nowhere to go, and no request is begun while the
+client has not taken the answer to the last one, so memory stays bounded whatever a client sends and however little it reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvicorn.server import ServerState
@@ -18,44 +14,35 @@ from uvicorn.server import ServerState
 from proxy.bodies import ChunkedBody, LengthBody, request_body
 from proxy.errors import MalformedRequest, UpstreamProblem
 from proxy.exchange import Exchange
+from proxy.forwarding import Peer
 from proxy.gate import Kind, Verdict, bad_request, upstream_failed
-from proxy.headers import Peer
 from proxy.http1 import RequestHead, read_request
-from proxy.refusal import options_answer, refusal
+from proxy.refusal import refusal
 from proxy.request import Request
+from proxy.tunnel import ClientTunnel
+from proxy.wire import FOREVER, Wire
 
 if TYPE_CHECKING:
     from proxy.relay import Relay
 
 _READ_AHEAD: Final = 65536  # bytes of pipelined requests or unread body held before reading stops
-_LINGER_SECONDS: Final = (
-    2.0  # how long a closing connection still reads, so that the last answer is not lost to a reset
-)
-_FOREVER: Final = float("inf")
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_GOING_AWAY: Final = b"\x88\x02\x03\xe9"  # WebSocket close frame, 1001 (RFC 6455 7.4.1)
+_FIRST_REQUEST_SECONDS: Final = 1.0  # what a connection that has just been accepted gets when the worker stops
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Wire):
     """One client's connection. `keep_alive` tells whether another request may follow the present one."""
 
     def __init__(self, relay: Relay, server_state: ServerState) -> None:
-        self._relay = relay
-        self._limits = relay.limits
+        super().__init__(relay)
         self._state = server_state
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._peer: Peer = relay.nobody
         self._scheme = b"http"
         self._held = b""  # read, not yet used: part of a head, pipelined requests, body nobody takes yet
         self._request: Request | None = None
         self._body: LengthBody | ChunkedBody | None = None  # reads what is still to come of the request's body
         self._received = 0  # payload bytes of the request's body
-        self._expire: Callable[[], None] = self._close
-        self._reading = True
-        self._closing = False
-        self._tunnel = False
-        self._eof = False
-        self.deadline = _FOREVER
+        self._fresh = True  # no request has come yet
+        self._stopping = False
         self.keep_alive = True
 
     # -- from asyncio and uvicorn
@@ -63,14 +50,13 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio.Protocol)."""
         self._transport = transport  # type: ignore[assignment]  # asyncio types this narrower than it calls it
-        self._relay.connections.add(self)
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
         peer = transport.get_extra_info("peername")
         self._peer = self._relay.forwarding.peer(peer[0] if isinstance(peer, tuple) else "")
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = b"https"
-        self._wait(self._limits.head_timeout, self._close)
-        if len(self._relay.connections) > self._limits.max_connections:
+        self._wait(self._limits.head_timeout, self.close)
+        if not self._relay.admit(self, self._peer.crowd):
             self._refuse(Verdict(Kind.OVERLOADED, status=503, detail="too many connections"))
 
     def data_received(self, data: bytes) -> None:
@@ -80,58 +66,58 @@ class ClientConnection(asyncio.Protocol):
             self._held = b""
         request = self._request
         if request is None:
-            if not self._closing:
+            if self._closing:
+                return
+            if self._blocked:
+                self._hold(data)
+            else:
                 self._read_head(data)
-        elif request.work is None:
-            self._hold(data)
-        elif self._tunnel:
-            self.deadline = self._relay.now + self._limits.tunnel_idle_timeout
-            request.work.body(data)
         elif self._body is not None:
             self._read_body(request, self._body, data)
         else:
             self._hold(data)
 
     def eof_received(self) -> bool:
-        """The client sends no more (asyncio.Protocol). In a tunnel that is a half-close; elsewhere the client has left."""
-        if self._tunnel and self._request is not None and isinstance(self._request.work, Exchange):
-            self._eof = True
-            self._request.work.client_eof()
-            return True
+        """The client sends no more (asyncio.Protocol): it has left, see `Wire`."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- how it was lost changes nothing
         """The client is gone: so is all that was done for it (asyncio.Protocol)."""
-        self._relay.connections.discard(self)
-        self._state.connections.discard(self)
-        self.deadline = _FOREVER
+        self._detach()
         self._closing = True
         request, self._request = self._request, None
         if request is not None:
             request.status = request.status or 499  # nginx's number for a client that did not wait
-            request.log(cut=not self._tunnel)
+            request.log(cut=True)
             request.cancel()
 
     def pause_writing(self) -> None:
         """The client does not keep up (asyncio.Protocol)."""
+        super().pause_writing()
         if self._request is not None and self._request.work is not None:
             self._request.work.client_writable(False)
 
     def resume_writing(self) -> None:
         """The client keeps up again (asyncio.Protocol)."""
-        if self._request is not None and self._request.work is not None:
+        super().resume_writing()
+        if self._request is None:
+            self._next()
+        elif self._request.work is not None:
             self._request.work.client_writable(True)
 
     def shutdown(self) -> None:
-        """The worker stops (uvicorn): finish what is under way, then close."""
+        """The worker stops (uvicorn): finish what is under way, then close.
+
+        A request that is already on its way here would be lost with the connection. Of a client that has just connected
+        one is to be expected; one that has been served before can as well go elsewhere.
+        """
         self.keep_alive = False
-        request = self._request
-        if request is None:
-            self._close()
-        elif self._tunnel:
-            if request.head.upgrade is not None and request.head.upgrade.lower() == b"websocket":
-                self.write(_GOING_AWAY)
-            self._close()
+        self._stopping = True
+        if self._request is None and not self._held and not self._closing:
+            if self._fresh:
+                self._wait(_FIRST_REQUEST_SECONDS, self.close)
+            else:
+                self.close()
 
     # -- for whoever serves the request
 
@@ -145,12 +131,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether the request's body has been read to its end."""
         return self._body is None
 
-    def write(self, data: bytes) -> None:
-        """Send bytes to the client; progress, as far as deadlines go."""
-        self._transport.write(data)
-        self.deadline = self._relay.now + (
-            self._limits.tunnel_idle_timeout if self._tunnel else self._limits.idle_timeout
-        )
+    def persistence(self, minor: int) -> bytes:
+        """The Connection field of an answer to a request of HTTP/1.`minor`; empty: none is needed (RFC 9112 9.3)."""
+        if not self.keep_alive:
+            return b"close"
+        return b"" if minor else b"keep-alive"
 
     def responding(self, status: int) -> None:
         """The final head of the answer is settled: from here on it can only be completed or cut short."""
@@ -163,66 +148,75 @@ class ClientConnection(asyncio.Protocol):
         self.responding(status)
         self.write(head)
 
-    def write_eof(self) -> None:
-        """The upstream closed its half of the tunnel: close ours; with both closed the tunnel is over."""
-        if self._eof or not self._transport.can_write_eof():
-            self._close()
-            return
-        with suppress(OSError, RuntimeError):  # the other half may have taken the socket with it
-            self._transport.write_eof()
-
-    def pause(self) -> None:
-        """Read no more from the client for now."""
-        if self._reading:
-            self._reading = False
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read from the client again."""
-        if not self._reading:
-            self._reading = True
-            self._transport.resume_reading()
-
     def flow(self) -> None:
         """Somebody takes the request's body now: give out what is held, and read on."""
         self.resume()
         request, body = self._request, self._body
-        if self._held and body is not None and request is not None and request.work is not None:
+        if self._held and body is not None and request is not None:
             data, self._held = self._held, b""
             self._read_body(request, body, data)
 
     def await_store(self) -> None:
         """The gate is asking the store, which has time limits of its own; what the client sends meanwhile stays with it."""
-        self._wait(_FOREVER, self._close)
+        self._wait(FOREVER, self.close)
         self.pause()
 
+    def store_answered(self) -> None:
+        """The store has been asked, and the request is in somebody's hands. An exchange takes the body when it can."""
+        if self._body is None or self._request is None or not isinstance(self._request.work, Exchange):
+            self.flow()
+
     def await_app(self) -> None:
-        """The gateway app works on an answer; its own calls have their deadlines."""
-        self._wait(_FOREVER, self._close)
+        """The gateway app works on an answer. Its own calls have their deadlines; this is the last of them."""
+        self._wait(self._limits.first_byte_timeout, self.fail)
+
+    def await_body(self) -> None:
+        """The gateway app waits for the request's body."""
+        self._wait(self._limits.body_timeout, self._body_too_slow)
+        self.flow()
 
     def await_upstream(self) -> None:
         """An exchange is opening its connection: a body read until then would have to be kept."""
-        self._wait(self._limits.connect_timeout * 4, self._upstream_too_slow)
+        self._wait(FOREVER, self._upstream_too_slow)  # pools have deadlines of their own, for each server they try
         if self._body is not None:
             self.pause()
 
     def upstream_begun(self) -> None:
         """An exchange has its connection: the body may flow, the answer is due."""
         self._wait(self._limits.first_byte_timeout, self._upstream_too_slow)
-        if self._body is not None:
+        body, request = self._body, self._request
+        if body is not None and request is not None:
+            if not request.head.expect_continue:  # else it is for the app to speak first (RFC 9110 10.1.1)
+                self._wait(self._limits.body_timeout, self._body_too_slow)
             self.flow()
 
-    def open_tunnel(self, head: bytes) -> None:
-        """The upstream has switched protocols: bytes are bytes from here on."""
-        self._tunnel = True
-        self.keep_alive = False
-        self._body = None
-        self.respond(101, head)
-        self._expire = self._close
+    def upstream_writable(self, writable: bool) -> None:
+        """The app takes the request's body, or does not: then it is not the client who is slow."""
+        unread, answering = self._body is not None, self._request is not None and self._request.status
+        if writable:
+            if unread and not answering:
+                self._wait(self._limits.body_timeout, self._body_too_slow)
+            self.flow()
+        elif unread:
+            if not answering:
+                self._wait(self._limits.first_byte_timeout, self._upstream_too_slow)
+            self.pause()
+
+    def open_tunnel(self, exchange: Exchange, head: bytes) -> ClientTunnel | None:
+        """Switch protocols: `head` is the 101. None when the client is gone."""
+        request, self._request = self._request, None
+        if request is None or self._transport.is_closing():
+            return None
+        request.status = 101
+        self._detach()
+        self._closing = True
+        tunnel = ClientTunnel(self._relay, self._state, self._peer, request, exchange)
+        tunnel.open(self._transport, head, reading=self._reading, blocked=self._blocked)
         held, self._held = self._held, b""
-        if held and self._request is not None and self._request.work is not None:
-            self._request.work.body(held)
-        self.resume()
+        if held:
+            exchange.body(held)
+        tunnel.resume()
+        return tunnel
 
     def finished(self) -> None:
         """The answer is complete. On to the next request, or close."""
@@ -231,68 +225,65 @@ class ClientConnection(asyncio.Protocol):
             request.log()
             request.work = None
         self._state.total_requests += 1
-        if self._body is not None:
-            self._linger()
-        elif not self.keep_alive:
-            self._close()
-        else:
-            self._wait(self._limits.keep_alive, self._close)
-            self.resume()
-            if self._held:
-                data, self._held = self._held, b""
-                self._read_head(data)
+        if not self.keep_alive or self._body is not None:
+            if self._body is not None or self._held:
+                self.linger()
+            else:
+                self.close()
+            return
+        self._wait(self._limits.keep_alive, self.close)
+        self.resume()
+        if self._held:
+            # Not at once: thousands of small requests in one packet would be answered within one another, before any
+            # other client's turn.
+            asyncio.get_running_loop().call_soon(self._next)
 
     def fail(self) -> None:
-        """The gateway app broke before it answered."""
+        """The gateway app broke before it answered, or did not answer in time."""
         self._refuse(
             Verdict(Kind.BAD_REQUEST, status=500, reason="internal_error", detail="Postern failed; see its log")
         )
 
     def spoiled(self, verdict: Verdict) -> None:
         """The request's body turned out bad when part of it was on its way."""
-        request = self._request
-        if request is not None and request.work is not None and request.work.started:
+        if self._request is not None and self._request.status:
             self.cut_short()
-            return
-        if request is not None:
-            request.cancel()
-        self._refuse(verdict)
+        else:
+            self._refuse(verdict)
 
     def cut_short(self) -> None:
-        """The answer cannot be completed, and must not look as if it were: reset the connection.
-
-        A clean FIN would tell an HTTP/1.0 client, or one reading until the end, that it has everything (RFC 9112 8).
-        """
+        """The answer cannot be completed, and must not look as if it were."""
         request, self._request = self._request, None
         if request is not None:
             request.log(cut=True)
             request.cancel()
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            with suppress(OSError, ValueError):  # a unix socket, or one already gone
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._closing = True
-        self._transport.abort()
+        self.reset()
 
     # -- for the relay
 
-    def expire(self) -> None:
-        """The present deadline has passed."""
-        self.deadline = _FOREVER
-        self._expire()
-
-    def end_session(self, session_id: str) -> None:
-        """Close if an upstream is serving this connection because of that session."""
-        if self._request is not None and self._request.rests_on(session_id):
-            self.cut_short()
+    def end_session(self, session_ids: frozenset[str]) -> None:
+        """Stop what an app is doing for one of these sessions."""
+        if self._request is not None and self._request.rests_on(session_ids):
+            self._session_over(self._request)
 
     def check_session(self, wall: float) -> None:
-        """Close a tunnel or stream whose session has come to its absolute end; `wall` in epoch seconds."""
-        ended = self._request.expired(wall) if self._request is not None else None
-        if ended is not None:
-            self.end_session(ended)
+        """Stop what an app is doing for a session that has come to its absolute end; `wall` in epoch seconds."""
+        if self._request is not None and self._request.expired(wall):
+            self._session_over(self._request)
+
+    def _session_over(self, request: Request) -> None:
+        if request.status:
+            self.cut_short()
+        else:
+            request.signed_out()
 
     # -- reading requests
+
+    def _next(self) -> None:
+        """Go on with what is held of the next request, if it is its turn."""
+        if self._held and self._request is None and not self._closing and not self._blocked:
+            data, self._held = self._held, b""
+            self._read_head(data)
 
     def _read_head(self, data: bytes) -> None:
         try:
@@ -301,7 +292,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(bad_request(error.status, error.reason))
             return
         if found is None:
-            if not self._held and self._expire != self._head_too_slow:
+            if self._expire != self._head_too_slow:
                 self._wait(self._limits.head_timeout, self._head_too_slow)
             self._held = data
             return
@@ -311,17 +302,13 @@ class ClientConnection(asyncio.Protocol):
         self._begin(head)
 
     def _begin(self, head: RequestHead) -> None:
-        self.keep_alive = head.keep_alive
+        self._fresh = False
+        self.keep_alive = head.keep_alive and not self._stopping
         self._body = None if head.length == 0 else request_body(head)
         self._received = 0
         request = self._request = Request(self, self._relay, head, self._peer, self._scheme)
-        if head.target == b"*":
-            self.keep_alive = self.keep_alive and self._body is None
-            self.respond(204, options_answer(self.date, request.id, keep_alive=self.keep_alive))
-            self.finished()
-            return
         request.begin()
-        if self._held and self._body is not None and self._reading:
+        if self._held and self._reading:
             self.flow()
 
     def _read_body(self, request: Request, body: LengthBody | ChunkedBody, data: bytes) -> None:
@@ -335,32 +322,43 @@ class ClientConnection(asyncio.Protocol):
             self.spoiled(bad_request(400, str(error)))
             return
         self._received += len(payload)
-        if self._limits.body_bytes and self._received > self._limits.body_bytes:
+        if request.body_limit and self._received > request.body_limit:
             self.spoiled(bad_request(413, "the request's body is larger than allowed"))
             return
         if body.done:
             self._body = None
             self._held = body.rest
-        if not request.status and isinstance(work, Exchange):
-            if body.done:
-                self._wait(self._limits.first_byte_timeout, self._upstream_too_slow)
-            else:
-                self._wait(self._limits.body_timeout, self._body_too_slow)
+        self._body_moved(request)
         if payload:
             work.body(payload)
         if body.done and request.work is work:
             work.body_done(body.trailers)
+
+    def _body_moved(self, request: Request) -> None:
+        """Some of the body has come: settle who is waited for next."""
+        if request.status:
+            if not self._blocked:
+                self.deadline = self._relay.now + self._idle
+        elif self._body is not None:
+            self.deadline = self._relay.now + self._limits.body_timeout
+            if isinstance(request.work, Exchange):
+                self._expire = self._body_too_slow
+        elif isinstance(request.work, Exchange):
+            self._wait(self._limits.first_byte_timeout, self._upstream_too_slow)
+        else:
+            self.await_app()
 
     def _hold(self, data: bytes) -> None:
         self._held = data
         if len(data) > _READ_AHEAD:
             self.pause()
 
-    # -- deadlines and ends
+    def _detach(self) -> None:
+        self._relay.leave(self, self._peer.crowd)
+        self._state.connections.discard(self)
+        self.deadline = FOREVER
 
-    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
-        self.deadline = self._relay.now + seconds
-        self._expire = then
+    # -- deadlines
 
     def _head_too_slow(self) -> None:
         self._refuse(bad_request(408, "the request's header section did not arrive in time"))
@@ -371,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
     def _upstream_too_slow(self) -> None:
         request = self._request
         if request is None or request.verdict is None:
-            self._close()
+            self.close()
             return
         if isinstance(request.work, Exchange):
             request.work.too_slow()
@@ -381,38 +379,17 @@ class ClientConnection(asyncio.Protocol):
         )
 
     def _refuse(self, verdict: Verdict) -> None:
-        """Answer what could not even be read, in the simplest way, and close."""
+        """Answer in the simplest way what cannot be handed to the gateway app, and close."""
         if self._closing:
             return
         request, self._request = self._request, None
-        request_id = request.id if request is not None else self._relay.new_request_id()
+        if request is None:
+            request_id = self._relay.new_request_id()
+            self._relay.log.refused(self._peer.text, request_id, verdict)
+        else:
+            request_id = request.id
+            request.refused(verdict)
         self._transport.write(refusal(verdict, self.date, request_id))
-        self._relay.log.refused(self._peer.text, request_id, verdict)
-        self._linger()
-
-    def _linger(self) -> None:
-        """Close so that the last answer arrives: unread bytes would turn the close into a reset (RFC 9112 9.6)."""
-        self._closing = True
         self._body = None
         self._held = b""
-        if self._transport.is_closing():
-            return
-        if not self._transport.can_write_eof():
-            self._transport.close()
-            return
-        with suppress(OSError, RuntimeError):  # the client may be quicker
-            self._transport.write_eof()
-        self.resume()
-        self._wait(_LINGER_SECONDS, self._transport.abort)
-
-    def _close(self) -> None:
-        self._closing = True
-        request = self._request
-        if self._tunnel and request is not None:
-            self._request = None
-            request.log()
-            request.cancel()
-        if not self._transport.is_closing():
-            self._transport.close()
-        # What the client never takes would keep the connection for ever.
-        self._wait(self._limits.idle_timeout, self._transport.abort)
+        self.linger()

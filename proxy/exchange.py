@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 from proxy.bodies import chunk, last_chunk
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.gate import upstream_failed
-from proxy.http1 import Fields, ResponseHead
+from proxy.http1 import Fields, ResponseHead, connection_options
 from proxy.pool import Pool, by_load
+from proxy.tunnel import ClientTunnel
 from proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # RFC 9110 9.2.2: what may be sent twice without happening twice.
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
-_NO_BODY: Final = frozenset((204, 304))
 
 
 class Exchange:
@@ -47,9 +47,9 @@ class Exchange:
         "_retried",
         "_task",
         "_unsent",
+        "_wire",
         "body_out",
         "started",
-        "tunnel",
     )
 
     def __init__(
@@ -63,6 +63,7 @@ class Exchange:
         head = request.head
         self._request = request
         self._client = client
+        self._wire: ClientConnection | ClientTunnel = client  # where bytes for the client go
         self._head = head
         self._pools = pools
         self._fields = fields
@@ -79,7 +80,6 @@ class Exchange:
         self._chunked_out = False
         self._unsent = b""  # the final head, until payload or the end comes with it
         self.started = False  # a byte of the final response has gone to the client
-        self.tunnel = False
         self.body_out = 0  # payload bytes sent to the client
 
     # -- towards the upstream
@@ -97,8 +97,8 @@ class Exchange:
         self._connect(order)
 
     def body(self, data: bytes) -> None:
-        """Payload of the request's body has come from the client."""
-        if self._request_chunked and not self.tunnel:
+        """Payload of the request's body, or bytes of the tunnel, have come from the client."""
+        if self._request_chunked and self._wire is self._client:
             data = chunk(data)
         if self._connection is not None:
             self._connection.write(data)
@@ -185,15 +185,14 @@ class Exchange:
                 client.write(self._fields.interim(head))
             return
         self.started = True
-        bodiless = self._head.method == b"HEAD" or head.status in _NO_BODY
         self._chunked_out = head.length is None and self._head.minor == 1
         # What ends by closing towards an HTTP/1.0 client, or has not been read to its end, cannot be followed by more.
         if (head.length is None and self._head.minor == 0) or not client.request_read:
             client.keep_alive = False
         self._unsent = self._fields.to_client(
             head,
-            chunked=self._chunked_out or (head.chunked and bodiless),
-            close=not client.keep_alive,
+            chunked=self._chunked_out,
+            connection=client.persistence(self._head.minor),
             date=client.date,
             request_id=self._request.id,
         )
@@ -212,7 +211,7 @@ class Exchange:
             data = chunk(data)
         if self._unsent:  # head and first payload in one write: one system call, one packet
             data, self._unsent = self._unsent + data, b""
-        self._client.write(data)
+        self._wire.write(data)
 
     def upstream_done(self, trailers: Fields) -> None:
         """The answer is complete (Sink)."""
@@ -226,13 +225,14 @@ class Exchange:
 
     def upstream_eof(self) -> None:
         """The server has closed its half of the tunnel (Sink)."""
-        self._client.write_eof()
+        if isinstance(self._wire, ClientTunnel):
+            self._wire.write_eof()
 
     def upstream_failed(self, error: UpstreamFailed) -> None:
         """No answer, or only a part of one (Sink)."""
         connection, self._connection = self._connection, None
-        if self.started or self.tunnel:
-            self._client.cut_short()
+        if self.started:
+            self._wire.cut_short()
             return
         if connection is not None and self._repeatable and not self._retried and not connection.answered:
             # The server closed an idle connection as it was used; or it went down with the request, and there are others.
@@ -246,11 +246,8 @@ class Exchange:
         self._give_up(error.problem)
 
     def upstream_writable(self, writable: bool) -> None:
-        """The server keeps up with the request's body, or not (Sink)."""
-        if writable:
-            self._client.resume()
-        else:
-            self._client.pause()
+        """The server keeps up with what the client sends, or not (Sink)."""
+        self._wire.upstream_writable(writable)
 
     def _give_up(self, problem: UpstreamProblem) -> None:
         verdict = self._request.verdict
@@ -258,15 +255,26 @@ class Exchange:
         self._request.answer(upstream_failed(problem, route, session))
 
     def _switch(self, head: ResponseHead) -> None:
-        """The upstream agreed to switch protocols: from here on bytes are bytes, both ways (RFC 9110 7.8)."""
-        upgrade = self._head.upgrade
-        if upgrade is None or self._connection is None:
-            if self._connection is not None:
-                self._connection.abort()
-                self._connection = None
+        """The upstream agreed to switch protocols: from here on bytes are bytes, both ways (RFC 9110 7.8).
+
+        Only to what the client asked for, and only when nothing of its request is left to be sent in the old one: an app
+        that switches unasked would leave the two sides with different ideas of where they are.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        if not _agreed(self._head.upgrade, head.values.get(b"upgrade")) or not self._client.request_read:
+            self._connection = None
+            connection.abort()
             self._give_up(UpstreamProblem.GARBAGE)
             return
-        self.tunnel = True
         self.started = True
-        self._connection.open_tunnel()
-        self._client.open_tunnel(self._fields.switching(head, head.values.get(b"upgrade", upgrade)))
+        connection.open_tunnel()
+        tunnel = self._client.open_tunnel(self, self._fields.switching(head, head.values[b"upgrade"]))
+        if tunnel is not None:
+            self._wire = tunnel
+
+
+def _agreed(asked: bytes | None, given: bytes | None) -> bool:
+    """Whether the protocols that an app switches to are among those it was asked for."""
+    return bool(asked and given) and connection_options(given) <= connection_options(asked)

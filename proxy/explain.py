@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from proxy.claims import identity_from_claims
+from proxy.forwarding import Forwarding, parse_address
 from proxy.gate import Gate, Verdict
-from proxy.headers import Forwarding, parse_address
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import RouteTable
 from proxy.serve import route_headers

@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from proxy import cookies
 from proxy.errors import StoreUnavailable, UpstreamProblem
+from proxy.forwarding import Address, loops
 from proxy.http1 import RequestHead
 from proxy.policy import Decision, RequestFacts
 from proxy.routes import Match, Route, RouteTable
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
 
-Address = IPv4Address | IPv6Address
+# Session cookies looked at in one request. A page on a sibling host can plant some beside the right one, but each costs a
+# question to the store, and a head has room for hundreds.
+_COOKIES_TRIED: Final = 4
 
 
 class Kind(Enum):
@@ -36,6 +38,7 @@ class Kind(Enum):
     FOREIGN_ORIGIN = "foreign_origin"  # a WebSocket opened by another site's page: 403
     NOT_FOUND = "no_route"  # 404
     AMBIGUOUS = "ambiguous_path"  # 400: could be read as a path with other rules
+    LOOP = "loop_detected"  # 508: this very gateway has forwarded it before
     BAD_REQUEST = "bad_request"  # the relay could not read it: 4xx or 501, see `status`
     UNAVAILABLE = "store_unavailable"  # the session store cannot be asked: 503
     UPSTREAM = "upstream"  # the app behind failed: 502 or 504, see `status`
@@ -87,6 +90,8 @@ class Call:
 
 
 OWN: Final = Verdict(Kind.OWN)
+_UNSEEN: Final = RequestFacts(method="", path="", client=None, now=0.0)  # for policies that ask only who is there
+_LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
 
 def upstream_failed(problem: UpstreamProblem, route: Route | None, session: Session | None) -> Verdict:
@@ -97,6 +102,13 @@ def upstream_failed(problem: UpstreamProblem, route: Route | None, session: Sess
 def bad_request(status: int, detail: str) -> Verdict:
     """The verdict for bytes that are no acceptable request."""
     return Verdict(Kind.BAD_REQUEST, status=status, detail=detail)
+
+
+def signed_out(head: RequestHead, route: Route | None) -> Verdict:
+    """The verdict for a request whose session has ended before it was answered."""
+    navigation = head.upgrade is None and is_navigation(head.method, head.values)
+    kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
+    return Verdict(kind, route=route, status=302 if navigation else 401)
 
 
 def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:
@@ -146,10 +158,11 @@ class Gate:
         try:
             session = await self.session_of(head.values.get(b"cookie"))
         except StoreUnavailable as error:
-            # Fail closed, yet sign nobody out: the cookie is kept. Only what needs no session goes on.
-            if match.route is None or not match.route.policy.anonymous:
-                return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
-            session = None
+            # Fail closed, yet sign nobody out: the cookie is kept. What needs no session goes on, as nobody's request.
+            verdict = self.decide(head, host, client, match, None)
+            if verdict.kind is Kind.PASS:
+                return verdict
+            return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
         return self.decide(head, host, client, match, session)
 
     async def session_of(self, cookie_header: bytes | None) -> Session | None:
@@ -159,17 +172,19 @@ class Gate:
         valid one, so each is tried.
         """
         if cookie_header:
-            for value in cookies.find_all(cookie_header, self._cookie):
+            for value in cookies.find_all(cookie_header, self._cookie)[:_COOKIES_TRIED]:
                 session = await self._store.load(value.decode("ascii", "replace"))
                 if session is not None:
                     return session
         return None
 
     def match(self, head: RequestHead, host: str) -> Match | Verdict:
-        """Find the route of a request; a verdict where none decides: OWN, AMBIGUOUS, NOT_FOUND."""
+        """Find the route of a request; a verdict where none decides: OWN, LOOP, AMBIGUOUS, NOT_FOUND."""
         path = head.path
         if path.startswith(self._prefix_slash) or path == self._prefix:
             return OWN
+        if b"via" in head.values and loops(head):
+            return _LOOP
         match = self.routes.match(host, path)
         if match.ambiguous:
             detail = "a path that a server behind could read as another one, with other rules"
@@ -182,7 +197,7 @@ class Gate:
         header = head.values.get(b"cookie")
         if header is None or self._cookie not in header:
             return None
-        for value in cookies.find_all(header, self._cookie):
+        for value in cookies.find_all(header, self._cookie)[:_COOKIES_TRIED]:
             session = self._store.peek(value.decode("ascii", "replace"))
             if session is not None:
                 return session
@@ -195,24 +210,32 @@ class Gate:
         route = match.route
         if route is None:  # match has answered this already; never pass what has no route
             return Verdict(Kind.NOT_FOUND, status=404)
-        identity = session.identity if session is not None else None
-        facts = RequestFacts(method=head.method.decode("ascii"), path=match.path, client=client, now=self._clock())
-        decision = route.policy.decide(identity, facts)
+        policy = route.policy
+        if policy.anonymous or policy.any_user:
+            facts = _UNSEEN
+        else:
+            facts = RequestFacts(method=head.method.decode("ascii"), path=match.path, client=client, now=self._clock())
+        decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host):
-            detail = "the WebSocket was opened by a page of another origin"
-            return Verdict(
-                Kind.FOREIGN_ORIGIN, route=route, session=session, decision=decision, status=403, detail=detail
-            )
+            return self._foreign(route, session, policy.decide(None, facts))
         return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=decision.reason.value)
+
+    @staticmethod
+    def _foreign(route: Route, session: Session, anonymous: Decision) -> Verdict:
+        """A WebSocket opened by a page of another origin: it gets what it would get without the session, if anything."""
+        if anonymous.allowed:
+            return Verdict(Kind.PASS, route=route, decision=anonymous, reason=anonymous.reason.value)
+        detail = "the WebSocket was opened by a page of another origin"
+        return Verdict(Kind.FOREIGN_ORIGIN, route=route, session=session, decision=anonymous, status=403, detail=detail)
 
     @staticmethod
     def _refusal(head: RequestHead, route: Route, session: Session | None, decision: Decision) -> Verdict:
         if session is None and decision.needs_sign_in:
-            navigation = head.upgrade is None and is_navigation(head.method, head.values)
-            kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
-            return Verdict(kind, route=route, decision=decision, status=302 if navigation else 401)
+            verdict = signed_out(head, route)
+            verdict.decision = decision
+            return verdict
         return Verdict(
             Kind.FORBIDDEN,
             route=route,

@@ -1,4 +1,4 @@
-"""Header fields on their way through: what is taken off, what is put on, and whose address a request came from.
+"""Header fields on their way through: what is taken off, and what is put on.
 
 The rule for identity is delete, then set. A client that could smuggle one of our names past us would be whoever it likes to
 the app behind, so names are compared the way the most careless server behind could read them: CGI and WSGI turn
@@ -9,19 +9,15 @@ letter nor digit. What `Connection` names is dropped before our fields are added
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from proxy import cookies
 from proxy.claims import Identity, Tokens
-from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options
+from proxy.forwarding import PSEUDONYM, Origin
+from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options, may_tunnel
 from proxy.routes import Route
 from proxy.settings import Settings
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 # RFC 9110 7.6.1, with the fields that frame a message: each side of the gateway has its own.
 HOP_BY_HOP: Final = frozenset(
@@ -36,8 +32,9 @@ HOP_BY_HOP: Final = frozenset(
         b"content-length",
     )
 )
-# Credentials for a proxy in front are not the app's business (RFC 9110 11.7).
-_PROXY_ONLY: Final = frozenset((b"proxy-authorization", b"proxy-authenticate"))
+# Not for the app as they came: the authority and the expectation are settled while reading, and credentials for a proxy in
+# front are not its business (RFC 9110 11.7).
+_OURS: Final = frozenset((b"host", b"expect", b"proxy-authorization", b"proxy-authenticate"))
 
 FAMILIES: Final[dict[str, dict[str, str]]] = {
     "forwarded": {
@@ -73,15 +70,26 @@ _EDGE: Final = frozenset(
     (b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server", b"x-forwarded-ssl", b"x-forwarded-scheme")
 )
 
+# What becomes of a field.
 _KEEP: Final = 0
 _DROP: Final = 1
-_EDGE_ONLY: Final = 2
-_COOKIE: Final = 3
+_EDGE_ONLY: Final = 2  # kept from a trusted proxy
+_COOKIE: Final = 3  # kept without our own cookies
+_COUNT: Final = 4  # kept, one less
 
 _FOLD: Final = re.compile(rb"[^a-z0-9]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FEW_DIGITS: Final = re.compile(rb"[0-9]{1,9}")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
 _NAMES_KEPT: Final = 1024  # distinct header names remembered per route; a client can invent any number
+
+
+# RFC 9110 6.5.1: fields that control framing, routing, authentication, or processing have no business in trailers.
+_NO_TRAILER: Final = frozenset(
+    (b"authorization", b"set-cookie", b"content-encoding", b"content-type", b"content-range", b"cache-control", b"range",
+     b"location", b"date", b"vary", b"age", b"expires", b"www-authenticate", b"via")
+)  # fmt: skip
+_VIA: Final = (b"Via: 1.0 %b\r\n" % PSEUDONYM, b"Via: 1.1 %b\r\n" % PSEUDONYM)  # by the minor version received
 
 
 def fold(name: bytes) -> bytes:
@@ -97,7 +105,10 @@ def field_value(text: str | None) -> bytes | None:
     """
     if not text or text != text.strip(" \t") or _CONTROL.search(text):
         return None
-    return text.encode("utf-8", "replace")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate out of somebody's JSON
+        return None
 
 
 def identity_values(identity: Identity) -> dict[str, bytes | None]:
@@ -117,9 +128,9 @@ def identity_values(identity: Identity) -> dict[str, bytes | None]:
 class _Actions(dict[bytes, int]):
     """What becomes of a field by its name as sent. A hit costs one dictionary lookup; misses are remembered, in bounds."""
 
-    def __init__(self, strip: frozenset[bytes]) -> None:
+    def __init__(self, judge: Callable[[bytes], int]) -> None:
         super().__init__()
-        self._strip = strip
+        self._judge = judge
 
     def __missing__(self, name: bytes) -> int:
         action = self._judge(name)
@@ -127,125 +138,33 @@ class _Actions(dict[bytes, int]):
             self[name] = action
         return action
 
-    def _judge(self, name: bytes) -> int:
-        lower = name.lower()
-        if lower == b"cookie":
-            return _COOKIE
-        folded = fold(name)
-        if folded in _EDGE and lower == folded:
-            return _EDGE_ONLY
-        if lower == b"host" or lower in HOP_BY_HOP or lower in _PROXY_ONLY:
-            return _DROP
-        if folded in self._strip or folded in _RESERVED or folded.startswith(_RESERVED_PREFIXES):
-            return _DROP
-        return _KEEP
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a request came from, after the word of trusted proxies: `scheme` and `host` as the browser sees them."""
-
-    client: str
-    address: Address | None
-    scheme: bytes
-    host: bytes
-    trusted: bool  # the peer on the wire is a trusted proxy
-    chain: bytes  # the X-Forwarded-For to send on
-
-
-class Peer:
-    """Whoever is at the other end of a connection. `origin` is the last one worked out: connections keep to one host."""
-
-    __slots__ = ("address", "origin", "text", "trusted")
-
-    def __init__(self, text: str, address: Address | None, trusted: bool) -> None:
-        self.text = text
-        self.address = address
-        self.trusted = trusted
-        self.origin: Origin | None = None
-
-
-class Forwarding:
-    """Decides whom to believe about the client's address, scheme and host: the only place that does."""
-
-    def __init__(self, trusted: Sequence[Network]) -> None:
-        self._trusted = tuple(trusted)
-
-    def trusts(self, address: Address | None) -> bool:
-        """Whether `address` is one of the trusted proxies'."""
-        return address is not None and any(
-            address.version == network.version and address in network for network in self._trusted
-        )
-
-    def peer(self, text: str) -> Peer:
-        """What is to be known about whoever connected from `text`, an address, or "" for a unix socket."""
-        address = parse_address(text)
-        return Peer(text, address, self.trusts(address) or (not text and bool(self._trusted)))
-
-    def origin(self, head: RequestHead, peer: Peer, scheme: bytes) -> Origin:
-        """The origin of `head`, which arrived from `peer` over `scheme`."""
-        if not peer.trusted:
-            known = peer.origin
-            if known is None or known.host != head.host:
-                chain = peer.text.encode("ascii", "replace")
-                known = peer.origin = Origin(peer.text, peer.address, scheme, head.host, False, chain)
-            return known
-        return self._forwarded(head, peer.text, peer.address, scheme)
-
-    def _forwarded(self, head: RequestHead, peer: str, address: Address | None, scheme: bytes) -> Origin:
-        values = head.values
-        hops = [hop.strip() for hop in values.get(b"x-forwarded-for", b"").decode("latin-1").split(",") if hop.strip()]
-        client, known = self._client(hops, peer, address)
-        proto = values.get(b"x-forwarded-proto", scheme).rpartition(b",")[2].strip().lower()
-        host = values.get(b"x-forwarded-host", head.host).rpartition(b",")[2].strip()
-        chain = ", ".join([*(hop for hop in hops if parse_address(hop) is not None), *([peer] if peer else [])])
-        return Origin(
-            client,
-            known,
-            proto if proto in (b"http", b"https") else scheme,
-            host if re.fullmatch(rb"[A-Za-z0-9._\[\]:-]{1,255}", host) else head.host,
-            True,
-            chain.encode("ascii", "replace"),
-        )
-
-    def _client(self, hops: Sequence[str], peer: str, address: Address | None) -> tuple[str, Address | None]:
-        """The rightmost hop that is not a trusted proxy: everything left of it is the client's own invention."""
-        client, known = peer, address
-        for hop in reversed(hops):
-            hop_address = parse_address(hop)
-            if hop_address is None:
-                break
-            client, known = str(hop_address), hop_address
-            if not self.trusts(hop_address):
-                break
-        return client, known
-
-
-def parse_address(text: str) -> Address | None:
-    """An IP address out of a hop ("1.2.3.4", "1.2.3.4:5", "[::1]:5", "::1%eth0"); IPv4-mapped ones become IPv4."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
-
 
 class RouteHeaders:
     """The header fields of one route: compiled once, applied to each request and response."""
 
     def __init__(self, settings: Settings, route: Route, names_set_anywhere: Iterable[str]) -> None:
-        removed = frozenset(fold(name.encode()) for name in route.header_remove)
-        self._actions = _Actions(frozenset(fold(name.encode()) for name in names_set_anywhere) | removed)
+        """`names_set_anywhere`: what some route's templates set. A client must not be able to set that on any route."""
+        self._strip = frozenset(fold(name.encode()) for name in (*names_set_anywhere, *route.header_remove))
+        self._up = _Actions(self._upwards)
+        self._down = _Actions(_downwards)
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
         self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
+
+    def _upwards(self, name: bytes) -> int:
+        lower, folded = name.lower(), fold(name)
+        if lower == b"cookie":
+            return _COOKIE
+        if lower == b"max-forwards":
+            return _COUNT
+        if lower == folded and folded in _EDGE:
+            return _EDGE_ONLY
+        # `Content_Length` is Content-Length to whoever makes CGI variables of it, and another length than the one read here.
+        if folded in HOP_BY_HOP or folded in _OURS or folded in _RESERVED or folded in self._strip:
+            return _DROP
+        return _DROP if folded.startswith(_RESERVED_PREFIXES) else _KEEP
 
     def identity_block(self, identity: Identity | None, tokens: Tokens | None) -> bytes:
         """The identity fields of a person, ready for the wire. An absent value is an absent field, never the client's."""
@@ -265,49 +184,44 @@ class RouteHeaders:
 
     def to_upstream(self, head: RequestHead, origin: Origin, identity: bytes, request_id: bytes) -> bytes:
         """The request head to send upstream: the client's fields less what is not for the app, then ours."""
-        out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, head.host)]
-        actions = self._actions
+        out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, origin.host)]
+        actions = self._up
         named = connection_options(head.values[b"connection"]) if b"connection" in head.values else ()
         for field in head.fields:
             action = actions[field[0]]
-            if (action == _KEEP and not (named and field[0].lower() in named)) or (
-                action == _EDGE_ONLY and origin.trusted
-            ):
+            if action == _DROP or (named and field[0].lower() in named):
+                continue
+            if action == _KEEP or (action == _EDGE_ONLY and origin.trusted):
                 out.append(b"%b: %b\r\n" % field)
             elif action == _COOKIE:
                 left = cookies.strip(field[1], self._own_cookies)
                 if left:
                     out.append(b"%b: %b\r\n" % (field[0], left))
-        if head.upgrade is not None:
-            out.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-        if head.length is None:
-            out.append(b"Transfer-Encoding: chunked\r\n")
-        elif b"content-length" in head.values:
-            out.append(b"Content-Length: %d\r\n" % head.length)
-        if origin.chain:
-            out.append(b"X-Forwarded-For: %b\r\n" % origin.chain)
-        out.append(
-            b"X-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\n%b\r\n"
-            % (origin.scheme, origin.host, request_id, identity)
-        )
+            elif action == _COUNT:
+                out.append(b"%b: %b\r\n" % (field[0], _one_less(head, field[1])))
+        out.append(_request_framing(head))
+        out.append(_VIA[head.minor])
+        out.append(origin.fields)
+        out.append(b"X-Request-Id: %b\r\n%b\r\n" % (request_id, identity))
         return b"".join(out)
 
-    def to_client(self, head: ResponseHead, *, chunked: bool, close: bool, date: bytes, request_id: bytes) -> bytes:
-        """The response head to send to the client. `chunked` and `close` are this side's framing."""
+    def to_client(
+        self, head: ResponseHead, *, chunked: bool, connection: bytes, date: bytes, request_id: bytes
+    ) -> bytes:
+        """The response head to send to the client.
+
+        `chunked` and `connection` (a Connection field's value, or empty) are this side's framing. No Via is added: a gateway
+        may do without (RFC 9110 7.6.3), and what stands behind it is nobody's business.
+        """
         out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
         values = head.values
-        named = connection_options(values[b"connection"]) if b"connection" in values else ()
-        for field in head.fields:
-            lower = field[0].lower()
-            if lower in HOP_BY_HOP or (named and lower in named):
-                continue
-            if lower == b"set-cookie" and cookies.is_own(field[1], self._own_cookies):
-                continue  # an app behind must not be able to plant a session (session fixation)
-            out.append(b"%b: %b\r\n" % field)
+        self._relay_fields(head, out)
         if chunked:
             out.append(b"Transfer-Encoding: chunked\r\n")
-        elif b"content-length" in values:
-            # Kept on HEAD and 304 too, where it tells what the body would be (RFC 9110 8.6).
+            if b"trailer" in values:
+                out.append(b"Trailer: %b\r\n" % values[b"trailer"])
+        elif b"content-length" in values and head.status != 204:
+            # Kept on HEAD and 304 too, where it tells what the body would be; on 204 it is forbidden (RFC 9110 8.6).
             out.append(b"Content-Length: %b\r\n" % values[b"content-length"].partition(b",")[0].rstrip())
         if b"date" not in values:
             out.append(b"Date: %b\r\n" % date)
@@ -315,8 +229,12 @@ class RouteHeaders:
             out.append(_privacy(values))
         if b"x-request-id" not in values:
             out.append(b"X-Request-Id: %b\r\n" % request_id)
-        if close:
-            out.append(b"Connection: close\r\n")
+        if head.status == 426 and may_tunnel(values.get(b"upgrade", b"")):
+            # RFC 9110 15.5.22: without the name of the protocol the answer says nothing.
+            out.append(b"Upgrade: %b\r\n" % values[b"upgrade"])
+            connection = b"upgrade, " + connection if connection else b"upgrade"
+        if connection:
+            out.append(b"Connection: %b\r\n" % connection)
         out.append(b"\r\n")
         return b"".join(out)
 
@@ -330,18 +248,66 @@ class RouteHeaders:
 
     def trailers(self, fields: Fields) -> Fields:
         """Trailer fields that may go on as trailers: none that frames, none that could be taken for identity, no cookie."""
-        return [field for field in fields if self._actions[field[0]] == _KEEP and field[0].lower() not in _NO_TRAILER]
+        return [field for field in fields if self._up[field[0]] == _KEEP and field[0].lower() not in _NO_TRAILER]
 
     def _plain(self, head: ResponseHead, end: bytes) -> bytes:
-        lines = [b"%b: %b\r\n" % field for field in head.fields if field[0].lower() not in HOP_BY_HOP]
-        return b"HTTP/1.1 %d %b\r\n%b%b" % (head.status, head.reason, b"".join(lines), end)
+        out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+        self._relay_fields(head, out)
+        out.append(end)
+        return b"".join(out)
+
+    def _relay_fields(self, head: ResponseHead, out: list[bytes]) -> None:
+        """Append the fields that an answer keeps, in their order."""
+        actions = self._down
+        values = head.values
+        named = connection_options(values[b"connection"]) if b"connection" in values else ()
+        for field in head.fields:
+            action = actions[field[0]]
+            if action == _DROP or (named and field[0].lower() in named):
+                continue
+            if action == _COOKIE and cookies.is_own(field[1], self._own_cookies):
+                continue  # an app behind must not be able to plant a session (session fixation)
+            out.append(b"%b: %b\r\n" % field)
 
 
-# RFC 9110 6.5.1: fields that control framing, routing, authentication, or processing have no business in trailers.
-_NO_TRAILER: Final = frozenset(
-    (b"authorization", b"set-cookie", b"content-encoding", b"content-type", b"content-range", b"cache-control", b"expect",
-     b"range", b"location", b"date", b"vary", b"age", b"expires", b"max-forwards", b"www-authenticate", b"via")
-)  # fmt: skip
+def _downwards(name: bytes) -> int:
+    lower = name.lower()
+    if lower in HOP_BY_HOP:
+        return _DROP
+    return _COOKIE if lower == b"set-cookie" else _KEEP
+
+
+def _request_framing(head: RequestHead) -> bytes:
+    """The fields of a request that are between us and the app."""
+    framing = b""
+    values = head.values
+    if head.length is None:
+        framing = b"Transfer-Encoding: chunked\r\n"
+        if b"trailer" in values:
+            framing += b"Trailer: %b\r\n" % values[b"trailer"]
+    elif b"content-length" in values:
+        framing = b"Content-Length: %d\r\n" % head.length
+    if head.expect_continue:
+        framing += b"Expect: 100-continue\r\n"
+    options = []
+    if head.upgrade is not None:
+        options.append(b"Upgrade")
+        framing += b"Upgrade: %b\r\n" % head.upgrade
+    if b"te" in values and head.minor == 1 and b"trailers" in connection_options(values[b"te"]):
+        options.append(b"TE")  # a client that takes trailers can be given them (RFC 9110 10.1.4)
+        framing += b"TE: trailers\r\n"
+    return framing + b"Connection: %b\r\n" % b", ".join(options) if options else framing
+
+
+def _one_less(head: RequestHead, value: bytes) -> bytes:
+    """Max-Forwards as it goes on. Zero never gets here; on other methods than OPTIONS it means nothing (RFC 9110 7.6.2)."""
+    return b"%d" % (int(value) - 1) if head.method == b"OPTIONS" and _FEW_DIGITS.fullmatch(value) else value
+
+
+def forwards_left(head: RequestHead) -> int | None:
+    """How many more times an OPTIONS request may be forwarded; None: as often as it takes (RFC 9110 7.6.2)."""
+    value = head.values.get(b"max-forwards") if head.method == b"OPTIONS" else None
+    return int(value) if value is not None and _FEW_DIGITS.fullmatch(value) else None
 
 
 def _privacy(values: dict[bytes, bytes]) -> bytes:

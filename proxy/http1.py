@@ -31,8 +31,15 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _LENGTH: Final = re.compile(rb"([0-9]{1,18})(?:[ \t]*,[ \t]*\1)*")
+_MARGIN: Final = 64  # what a request line has besides its target: method, spaces, version
+_EMPTY_LINES: Final = 4  # before a request line; RFC 9112 2.2 asks for one, old clients sent it after a form
 
-_NO_BODY_STATUS: Final = frozenset((204, 304))
+# Whoever is given one of these speaks HTTP again behind the switch, to the app and past the gate: its own paths, its own
+# identity headers ("h2c smuggling"). They are never offered to an app; anything else in a tunnel is the app's own protocol.
+_SPEAKS_HTTP: Final = re.compile(rb"(?:^|[,\s])(?:h2c?|h3|https?|spdy|tls|ssl)(?:[-/,\s]|$)", re.IGNORECASE)
+_UPGRADE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~\w]+(?:/[!#$%&'*+\-.^_`|~\w]+)?")
+
+NO_BODY_STATUS: Final = frozenset((204, 304))  # nor has 1xx: RFC 9110 6.4.1
 
 
 class RequestHead:
@@ -40,7 +47,8 @@ class RequestHead:
 
     In `values`, fields of one name are joined with a comma (RFC 9110 5.3), Cookie with a semicolon (RFC 6265 5.4).
     `length` is the body's size in bytes, None for chunked. `target` is what an upstream is asked for: origin-form (or
-    `*`), byte for byte as received; `host` is the authority it is asked of.
+    `*`), byte for byte as received, `path` what of it stands before the query; `host` is the authority it is asked of.
+    `upgrade` is the protocol to switch to, None when none is asked for that may be given.
     """
 
     __slots__ = (
@@ -51,6 +59,7 @@ class RequestHead:
         "length",
         "method",
         "minor",
+        "path",
         "target",
         "upgrade",
         "values",
@@ -59,6 +68,7 @@ class RequestHead:
     def __init__(self, method: bytes, target: bytes, minor: int, fields: Fields, values: dict[bytes, bytes]) -> None:
         self.method = method
         self.target = target
+        self.path = target
         self.minor = minor
         self.fields = fields
         self.values = values
@@ -67,11 +77,6 @@ class RequestHead:
         self.keep_alive = minor == 1
         self.expect_continue = False
         self.upgrade: bytes | None = None
-
-    @property
-    def path(self) -> bytes:
-        """The raw path of the target, without the query."""
-        return self.target.partition(b"?")[0]
 
     @property
     def query(self) -> bytes:
@@ -112,12 +117,15 @@ DEFAULT_LIMITS: Final = HeadLimits()
 def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS) -> tuple[RequestHead, int] | None:
     """Read one request head from the start of `buffer`.
 
-    Returns the head and the number of bytes it took, or None when more bytes are needed. Empty lines before the request
-    line are skipped (RFC 9112 2.2). Raises MalformedRequest with the status to answer: 400, 405, 414, 431, 501, 505.
+    Returns the head and the number of bytes it took, or None when more bytes are needed. A few empty lines before the
+    request line are skipped (RFC 9112 2.2). Raises MalformedRequest with the status to answer: 400, 405, 414, 417, 431,
+    501, 505.
     """
     start = 0
     while buffer.startswith(b"\r\n", start):
         start += 2
+        if start > 2 * _EMPTY_LINES:
+            raise MalformedRequest(400, "too many empty lines instead of a request")
     end = buffer.find(b"\r\n\r\n", start)
     if end < 0:
         _check_partial(buffer, start, limits)
@@ -157,6 +165,8 @@ def read_response(
             raise MalformedResponse("the response does not begin like HTTP/1")
         return None
     head = bytes(buffer[: end + 2])
+    if len(head) > limits.head:
+        raise MalformedResponse("the response's header section is too large")
     line = _STATUS_LINE.match(head)
     if line is None:
         raise MalformedResponse("the response's status line is malformed")
@@ -174,6 +184,18 @@ def connection_options(value: bytes | None) -> frozenset[bytes]:
     if not value:
         return frozenset()
     return frozenset(filter(None, (option.strip(b" \t") for option in value.lower().split(b","))))
+
+
+def is_authority(host: bytes) -> bool:
+    """Whether `host` is a name or an address, with or without a port, and nothing else (RFC 9110 7.2)."""
+    return _HOST.fullmatch(host) is not None
+
+
+def may_tunnel(upgrade: bytes) -> bool:
+    """Whether `upgrade`, an Upgrade field's value, names protocols that may be spoken past the gate."""
+    return _SPEAKS_HTTP.search(upgrade) is None and all(
+        _UPGRADE.fullmatch(protocol.strip(b" \t")) for protocol in upgrade.split(b",")
+    )
 
 
 def read_fields(head: bytes, start: int) -> tuple[Fields, dict[bytes, bytes]] | tuple[None, dict[bytes, bytes]]:
@@ -198,14 +220,14 @@ def _check_partial(buffer: bytes | bytearray, start: int, limits: HeadLimits) ->
     waiting = len(buffer) - start
     line_end = buffer.find(b"\n", start)
     if line_end < 0:
-        if waiting > limits.uri + 64:
+        if waiting > limits.uri + _MARGIN:
             raise MalformedRequest(414, "the request's target is too long")
         if waiting and not _could_be_request_line(bytes(buffer[start : start + 41])):
             raise MalformedRequest(400, "this does not begin like an HTTP request")
         return
     if _REQUEST_LINE.match(buffer, start) is None:
         raise _bad_request_line(bytes(buffer[start : line_end + 1]), limits)
-    if waiting > limits.head:
+    if waiting > limits.head + 1:  # the head itself ends before the empty line, half of which may be there
         raise MalformedRequest(431, "the request's header section is too large")
     if buffer.count(b"\n", start) > limits.fields + 1:
         raise MalformedRequest(431, "the request has too many header fields")
@@ -220,7 +242,7 @@ def _could_be_request_line(start: bytes) -> bool:
 
 def _bad_request_line(head: bytes, limits: HeadLimits) -> MalformedRequest:
     line = head.partition(b"\n")[0]
-    if len(line) > limits.uri + 64:
+    if len(line) > limits.uri + _MARGIN:
         return MalformedRequest(414, "the request's target is too long")
     if re.search(rb" HTTP/(?!1\.[01]\r?$)[0-9]\.[0-9]\r?$", line):
         return MalformedRequest(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
@@ -241,13 +263,14 @@ def _settle_target(request: RequestHead) -> None:
             host, rest = absolute.groups()
             rest = rest or b"/"
             request.target = rest if rest[:1] == b"/" else b"/" + rest
-            if _HOST.fullmatch(request.values[b"host"]) is None:
+            if not is_authority(request.values[b"host"]):
                 raise MalformedRequest(400, "the request's Host is malformed")
         elif target != b"*" or request.method != b"OPTIONS":
             raise MalformedRequest(400, "the request's target is malformed")
-    if _HOST.fullmatch(host) is None:
+    if not is_authority(host):
         raise MalformedRequest(400, "the request's Host is malformed or sent twice")
     request.host = host
+    request.path = request.target.partition(b"?")[0]
 
 
 def _settle_request_framing(request: RequestHead) -> None:
@@ -277,7 +300,9 @@ def _settle_request_framing(request: RequestHead) -> None:
         elif request.minor == 0 and b"keep-alive" in options:
             request.keep_alive = True
         if request.minor == 1 and b"upgrade" in options:
-            request.upgrade = values.get(b"upgrade") or None
+            wanted = values.get(b"upgrade")
+            if wanted and may_tunnel(wanted):
+                request.upgrade = wanted
     if request.minor == 1 and b"expect" in values:
         if values[b"expect"].lower() != b"100-continue":
             raise MalformedRequest(417, "only 100-continue can be expected")
@@ -299,7 +324,7 @@ def _settle_response_framing(response: ResponseHead, method: bytes) -> None:
         raise MalformedResponse("Content-Length of the response is malformed")
     if coding is not None and (length is not None or response.minor == 0 or coding.lower() != b"chunked"):
         raise MalformedResponse("the response's framing is ambiguous")
-    if status < 200 or status in _NO_BODY_STATUS or method == b"HEAD":
+    if status < 200 or status in NO_BODY_STATUS or method == b"HEAD":
         response.length = 0
     elif coding is not None:
         response.chunked = True

@@ -37,11 +37,17 @@ def refusal(verdict: Verdict, date: bytes, request_id: bytes) -> bytes:
     )
 
 
-def options_answer(date: bytes, request_id: bytes, *, keep_alive: bool) -> bytes:
-    """The response to `OPTIONS *`, which asks about the server as a whole (RFC 9110 9.3.7): nothing to permit or relay."""
-    return b"HTTP/1.1 204 No Content\r\nAllow: %b\r\nDate: %b\r\nX-Request-Id: %b\r\n%b\r\n" % (
-        METHODS,
-        date,
-        request_id,
-        b"" if keep_alive else b"Connection: close\r\n",
+def options_answer(date: bytes, request_id: bytes, connection: bytes) -> bytes:
+    """The response to an OPTIONS request that ends here: `*` asks about the server as a whole (RFC 9110 9.3.7).
+
+    `connection` is the value of the Connection field, or empty.
+    """
+    return (
+        b"HTTP/1.1 204 No Content\r\nAllow: %b\r\nCache-Control: no-store\r\nDate: %b\r\nX-Request-Id: %b\r\n%b\r\n"
+        % (
+            METHODS,
+            date,
+            request_id,
+            b"Connection: %b\r\n" % connection if connection else b"",
+        )
     )

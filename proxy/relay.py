@@ -11,9 +11,11 @@ import asyncio
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Final
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -22,16 +24,30 @@ from proxy.accesslog import AccessLog
 from proxy.asgi import App
 from proxy.claims import Tokens
 from proxy.connection import ClientConnection
+from proxy.forwarding import Forwarding
 from proxy.gate import Gate
-from proxy.headers import Forwarding, RouteHeaders
+from proxy.headers import RouteHeaders
 from proxy.http1 import HeadLimits, RequestHead
+from proxy.pool import Pool, Upstreams
 from proxy.routes import Route
 from proxy.settings import LimitSettings
-from proxy.upstream import Pool, Upstreams
+from proxy.tunnel import ClientTunnel
+
+_SWEEP_SECONDS: Final = 1.0
+_SLOW_SWEEPS: Final = 5  # sweeps between looks at what changes slowly
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What requests of one route need once the gate has let them pass; `body_bytes` 0 means any size."""
+
+    headers: RouteHeaders
+    pools: tuple[Pool, ...]
+    body_bytes: int
 
 
 class Relay:
-    """What all connections of a worker share: the gate, the app, the routes' compiled headers and pools, limits, clocks."""
+    """What all connections of a worker share: the gate, the app, the routes' headers and pools, limits, clocks."""
 
     def __init__(
         self,
@@ -48,20 +64,27 @@ class Relay:
     ) -> None:
         self.gate = gate
         self.app = app
-        self.headers = dict(headers)
-        self.pools: dict[Route, tuple[Pool, ...]] = {route: upstreams.pools(route.servers) for route in headers}
+        self.lanes = {
+            route: Lane(
+                fields,
+                upstreams.pools(route.servers),
+                limits.body_bytes if route.body_bytes is None else route.body_bytes,
+            )
+            for route, fields in headers.items()
+        }
         self.forwarding = forwarding
         self.nobody = forwarding.peer("")
         self.limits = limits
         self.head_limits = HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count)
         self.log = log
         self.tokens_of = tokens_of
-        self.connections: set[ClientConnection] = set()
-        self.now = 0.0
+        self.connections: set[ClientConnection | ClientTunnel] = set()
+        self.now = 0.0  # on the event loop's clock, as of the last sweep
         self.date = b""
-        scheme, _, host = public_url.partition("://")
-        self.public_scheme = scheme
-        self.public_host = host.encode()
+        self.public_scheme = public_url.partition("://")[0]
+        self._crowds: Counter[int | str] = Counter()
+        self._ended: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._upstreams = upstreams
         self._ids = itertools.count(int.from_bytes(os.urandom(4)))
         self._id_prefix = os.urandom(6).hex().encode()
@@ -82,37 +105,73 @@ class Relay:
     def start(self) -> None:
         """Begin with what runs beside the requests: the sweep, the health checks. More than once does no harm."""
         if self._sweeper is None:
-            self._sweep()
+            self._tick()
             self._upstreams.start()
 
     def new_request_id(self) -> bytes:
         """An id no other request of any worker has."""
         return b"%b-%08x" % (self._id_prefix, next(self._ids) & 0xFFFFFFFF)
 
+    def admit(self, connection: ClientConnection | ClientTunnel, crowd: int | str | None) -> bool:
+        """Count a connection in; False when it is one too many, in all or of its crowd (None is never counted)."""
+        self.connections.add(connection)
+        if crowd is not None:
+            self._crowds[crowd] += 1
+            most = self.limits.max_connections_per_client
+            if most and self._crowds[crowd] > most:
+                return False
+        return len(self.connections) <= self.limits.max_connections
+
+    def leave(self, connection: ClientConnection | ClientTunnel, crowd: int | str | None) -> None:
+        """Count a connection out."""
+        if connection in self.connections:
+            self.connections.discard(connection)
+            if crowd is not None:
+                self._crowds[crowd] -= 1
+                if not self._crowds[crowd]:
+                    del self._crowds[crowd]
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold on to `task` until it is done: the event loop itself does so only weakly."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def session_ended(self, session_id: str) -> None:
         """Close whatever is still open for a session that has ended: tunnels and answers under way."""
-        for connection in list(self.connections):
-            connection.end_session(session_id)
+        if not self._ended:  # thousands may end at the same moment, when a store is emptied
+            asyncio.get_running_loop().call_soon(self._close_ended)
+        self._ended.add(session_id)
 
     def close(self) -> None:
-        """Stop the sweep and the health checks, and drop all upstream connections."""
+        """Stop. What is still being answered is cut short: the end of the process must not look like the end of an answer."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        for connection in list(self.connections):
+            connection.cut_short()
         self._upstreams.close()
 
-    def _sweep(self) -> None:
-        """Once a second: the time, the Date field, and whoever is past a deadline."""
-        loop = asyncio.get_running_loop()
-        self.now = loop.time()
-        self.date = formatdate(time.time(), usegmt=True).encode()
-        self._sweeper = loop.call_later(1.0, self._sweep)
+    def sweep(self, now: float, wall: float) -> None:
+        """Look after every connection: `now` on the event loop's clock, `wall` in epoch seconds."""
+        self.now = now
+        self.date = formatdate(wall, usegmt=True).encode()
         for connection in list(self.connections):
-            if connection.deadline < self.now:
+            if connection.deadline < now:
                 connection.expire()
+            else:
+                connection.probe()
         self._sweeps += 1
-        if self._sweeps % 5 == 0:
+        if self._sweeps % _SLOW_SWEEPS == 0:
             self._upstreams.prune()
-            wall = time.time()
             for connection in list(self.connections):
                 connection.check_session(wall)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._tick)
+        self.sweep(loop.time(), time.time())
+
+    def _close_ended(self) -> None:
+        ended, self._ended = frozenset(self._ended), set()
+        for connection in list(self.connections):
+            connection.end_session(ended)

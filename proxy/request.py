@@ -7,6 +7,7 @@ verdict to whoever does the work.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING
@@ -14,19 +15,39 @@ from typing import TYPE_CHECKING
 from proxy.asgi import AsgiCall
 from proxy.errors import StoreUnavailable
 from proxy.exchange import Exchange
-from proxy.gate import Call, Kind, Verdict, bad_request
-from proxy.headers import Peer, RouteHeaders, request_id_from
+from proxy.forwarding import Peer
+from proxy.gate import OWN, Call, Kind, Verdict, bad_request, signed_out
+from proxy.headers import forwards_left, request_id_from
 from proxy.http1 import RequestHead
+from proxy.refusal import options_answer
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
-    from proxy.relay import Relay
+    from proxy.relay import Lane, Relay
+
+_log = logging.getLogger("postern")
 
 
 class Request:
-    """A request being served. `work` is who serves it: None while the gate still has to ask the store."""
+    """A request being served. `work` is who serves it: None while the gate still has to ask the store.
 
-    __slots__ = ("_connection", "_relay", "_task", "head", "id", "origin", "started_at", "status", "verdict", "work")
+    `status` is 0 until the final head of the answer is settled. `body_limit` is in bytes, 0 for none.
+    """
+
+    __slots__ = (
+        "_body_out",
+        "_connection",
+        "_relay",
+        "_task",
+        "body_limit",
+        "head",
+        "id",
+        "origin",
+        "started_at",
+        "status",
+        "verdict",
+        "work",
+    )
 
     def __init__(
         self, connection: ClientConnection, relay: Relay, head: RequestHead, peer: Peer, scheme: bytes
@@ -34,35 +55,50 @@ class Request:
         self._connection = connection
         self._relay = relay
         self._task: asyncio.Task[None] | None = None
+        self._body_out = 0
         self.head = head
         self.origin = relay.forwarding.origin(head, peer, scheme)
         self.id = request_id_from(head, trusted=self.origin.trusted) or relay.new_request_id()
         self.started_at = time.perf_counter()
         self.status = 0
+        self.body_limit = 0
         self.verdict: Verdict | None = None
         self.work: Exchange | AsgiCall | None = None
 
     def begin(self) -> None:
         """Ask the gate, and do as it says; reading pauses while it has to ask the store."""
-        head = self.head
-        limit = self._relay.limits.body_bytes
-        if limit and head.length is not None and head.length > limit:
-            self.answer(bad_request(413, "the request's body is larger than allowed"))
+        if self.head.target == b"*":
+            self.verdict = OWN
+            self._answer_options()
             return
-        host = self.origin.host.decode("latin-1")
-        verdict = self._relay.gate.judge(head, host, self.origin.address)
+        verdict = self._relay.gate.judge(self.head, self.origin.name, self.origin.address)
         if verdict is not None:
             self._act(verdict)
         else:
-            self._later(self._judge_later(host))
+            self._later(self._judge_later())
 
     def answer(self, verdict: Verdict) -> None:
         """Let the gateway app answer with `verdict`."""
         self.verdict = verdict
-        call = AsgiCall(self._connection, self.head)
+        call = AsgiCall(self._connection, self.head, takes_body=verdict.kind is Kind.OWN)
         self.work = call
         self._connection.await_app()
-        call.start(self._relay.app, self._call(verdict))
+        self._relay.keep(call.start(self._relay.app, self._call(verdict)))
+
+    def signed_out(self) -> None:
+        """The session that the request rests on has ended before an answer began."""
+        verdict = self.verdict
+        self.cancel()
+        self.answer(signed_out(self.head, verdict.route if verdict is not None else None))
+
+    def refused(self, verdict: Verdict) -> None:
+        """The connection answers with `verdict` by itself: log that, and stop the work."""
+        if self.verdict is not None:
+            verdict.route, verdict.session = self.verdict.route, self.verdict.session
+        self.verdict = verdict
+        self.status = verdict.status
+        self.cancel()
+        self.log()
 
     def cancel(self) -> None:
         """The client is gone, or the answer cannot be completed: stop the work."""
@@ -71,26 +107,27 @@ class Request:
             self._task = None
         work, self.work = self.work, None
         if work is not None:
+            self._body_out += work.body_out
             work.cancel()
 
     def log(self, *, cut: bool = False) -> None:
         """Write the access line; `cut` when the answer is incomplete."""
         self._relay.log.write(self, cut=cut)
 
-    def rests_on(self, session_id: str) -> bool:
-        """Whether an upstream is serving this request because of that session."""
+    def rests_on(self, session_ids: frozenset[str]) -> bool:
+        """Whether an upstream is serving this request because of one of those sessions."""
         session = self.verdict.session if self.verdict is not None else None
-        return session is not None and session.id == session_id and isinstance(self.work, Exchange)
+        return session is not None and session.id in session_ids and isinstance(self.work, Exchange)
 
-    def expired(self, wall: float) -> str | None:
-        """The id of the session this request rests on, if that has come to its absolute end (`wall`: epoch seconds)."""
+    def expired(self, wall: float) -> bool:
+        """Whether an upstream is serving this request because of a session that has come to its end (epoch seconds)."""
         session = self.verdict.session if self.verdict is not None else None
-        return session.id if session is not None and session.expires_at < wall else None
+        return session is not None and session.expires_at < wall and isinstance(self.work, Exchange)
 
     @property
     def body_out(self) -> int:
         """Payload bytes sent to the client."""
-        return self.work.body_out if self.work is not None else 0
+        return self._body_out + (self.work.body_out if self.work is not None else 0)
 
     @property
     def seconds(self) -> float:
@@ -99,13 +136,23 @@ class Request:
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
         self._connection.await_store()
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._task = asyncio.get_running_loop().create_task(self._guarded(work))
 
-    async def _judge_later(self, host: str) -> None:
-        verdict = await self._relay.gate.judge_later(self.head, host, self.origin.address)
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        """Nobody waits for this task, so nobody else would notice its failure: the client would wait for ever."""
+        try:
+            await work
+        except Exception:  # noqa: BLE001 -- the last line of defence: a bug answers 500, it does not hang the client
+            _log.exception("a request could not be judged")
+            self._task = None
+            self._connection.fail()
+        else:
+            self._connection.store_answered()
+
+    async def _judge_later(self) -> None:
+        verdict = await self._relay.gate.judge_later(self.head, self.origin.name, self.origin.address)
         self._task = None
         self._act(verdict)
-        self._connection.flow()
 
     def _act(self, verdict: Verdict) -> None:
         self.verdict = verdict
@@ -113,47 +160,74 @@ class Request:
         if verdict.kind is not Kind.PASS or route is None:
             self.answer(verdict)
             return
-        headers = self._relay.headers[route]
+        lane = self._relay.lanes[route]
+        if not self._acceptable(lane):
+            return
         session = verdict.session
         if session is None:
-            self._relay_on(headers, headers.identity_block(None, None))
+            self._relay_on(lane, lane.headers.identity_block(None, None))
             return
         block: bytes | None = session.blocks.get(route)
         if block is None:
-            if headers.needs_tokens:
-                self._later(self._act_with_tokens(headers, verdict))
+            if lane.headers.needs_tokens:
+                self._later(self._act_with_tokens(lane))
                 return
-            block = session.blocks[route] = headers.identity_block(session.identity, None)
-        self._relay_on(headers, block)
+            block = session.blocks[route] = lane.headers.identity_block(session.identity, None)
+        self._relay_on(lane, block)
 
-    async def _act_with_tokens(self, headers: RouteHeaders, verdict: Verdict) -> None:
+    def _acceptable(self, lane: Lane) -> bool:
+        """Whether a request that has passed the gate can go to an app at all; otherwise it is answered here."""
+        head = self.head
+        limit = self.body_limit = lane.body_bytes
+        if limit and head.length is not None and head.length > limit:
+            self._passed_but(bad_request(413, "the request's body is larger than allowed"))
+            return False
+        if head.method == b"OPTIONS" and forwards_left(head) == 0:
+            self._answer_options()
+            return False
+        return True
+
+    async def _act_with_tokens(self, lane: Lane) -> None:
+        verdict = self.verdict
         try:
             tokens = await self._relay.tokens_of(self.head)
+            if tokens is None:  # the session has ended since it was judged
+                verdict = await self._relay.gate.judge_later(self.head, self.origin.name, self.origin.address)
         except StoreUnavailable as error:
             self._task = None
-            self.answer(Verdict(Kind.UNAVAILABLE, route=verdict.route, status=503, detail=str(error)))
-        else:
-            self._task = None
-            identity = verdict.session.identity if verdict.session is not None else None
-            self._relay_on(headers, headers.identity_block(identity, tokens))
-        self._connection.flow()
+            self._passed_but(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
+            return
+        self._task = None
+        if verdict is None or verdict.kind is not Kind.PASS:
+            self.answer(verdict or OWN)
+            return
+        self.verdict = verdict
+        identity = verdict.session.identity if verdict.session is not None else None
+        self._relay_on(lane, lane.headers.identity_block(identity, tokens))
 
-    def _relay_on(self, headers: RouteHeaders, identity: bytes) -> None:
+    def _passed_but(self, verdict: Verdict) -> None:
+        """Answer with `verdict` a request that the gate has passed on to a route."""
+        if self.verdict is not None:
+            verdict.route, verdict.session = self.verdict.route, self.verdict.session
+        self.answer(verdict)
+
+    def _relay_on(self, lane: Lane, identity: bytes) -> None:
         verdict = self.verdict
-        if verdict is None or verdict.kind is not Kind.PASS or verdict.route is None:
+        if verdict is None or verdict.kind is not Kind.PASS:
             raise RuntimeError("only what the gate passed is relayed")
-        exchange = Exchange(
-            self._connection,
-            self,
-            self._relay.pools[verdict.route],
-            headers,
-            headers.to_upstream(self.head, self.origin, identity, self.id),
-        )
-        self.work = exchange
+        head = lane.headers.to_upstream(self.head, self.origin, identity, self.id)
+        exchange = self.work = Exchange(self._connection, self, lane.pools, lane.headers, head)
         exchange.start()
 
+    def _answer_options(self) -> None:
+        """Answer an OPTIONS request that is about the gateway, or may go no further (RFC 9110 7.6.2, 9.3.7)."""
+        connection = self._connection
+        if not connection.request_read:
+            connection.keep_alive = False
+        connection.respond(204, options_answer(connection.date, self.id, connection.persistence(self.head.minor)))
+        connection.finished()
+
     def _call(self, verdict: Verdict) -> Call:
-        scheme = self._relay.public_scheme
-        host = self.origin.host.decode("latin-1")
+        scheme, host = self._relay.public_scheme, self.origin.name
         target = self.head.target.decode("latin-1")
         return Call(verdict, self.id.decode("latin-1"), self.origin.client, scheme, host, f"{scheme}://{host}{target}")

@@ -28,6 +28,7 @@ from proxy.notation import (
     optional,
     pattern,
     quoted,
+    size,
     string,
 )  # fmt: skip
 from proxy.sections import HTTP_TOKEN, Section, written
@@ -215,6 +216,9 @@ class RouteSettings(Section):
     add_prefix: Annotated[str, PREFIX] = written("", "What the app's paths begin with instead.")
     preserve_host: Annotated[bool, FLAG] = written(
         True, "Pass on the browser's `Host`. `false`: the upstream's own; `X-Forwarded-Host` has the browser's."
+    )
+    body_bytes: Annotated[int | None, optional(size(0, 1 << 50))] = written(
+        None, "The body of a request; 0: no limit. Default: `limits.body_bytes`."
     )
     max_connections: Annotated[int, count(0, 1_000_000)] = written(
         0, "Connections to each upstream at once, in each worker; more requests queue. 0: any number."

@@ -38,7 +38,7 @@ class Route:
 
     `path` covers itself and what is below it: `/admin` covers `/admin/x`, not `/administrator`. `header_remove` holds names
     folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
-    paths on the way there.
+    paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Route:
     servers: tuple[Server, ...]
     mapping: PathMap | None
     preserve_host: bool
+    body_bytes: int | None = None
 
     @classmethod
     def from_settings(cls, index: int, route: RouteSettings) -> Route:
@@ -68,6 +69,7 @@ class Route:
             servers=route.servers,
             mapping=PathMap(route.strip_prefix, route.add_prefix) if route.strip_prefix or route.add_prefix else None,
             preserve_host=route.preserve_host,
+            body_bytes=route.body_bytes,
         )
 
 

@@ -164,6 +164,7 @@ class LimitSettings(Section):
     body_bytes: Annotated[int, size(0, 1 << 50)] = written(0, "The body of a request; 0: no limit.")
     head_timeout: Seconds = written("15s", "How long the head of a request may take to arrive.")
     body_timeout: Seconds = written("60s", "How long a request's body may make no progress.")
+    send_timeout: Seconds = written("60s", "How long a client may take nothing of what it is sent.")
     keep_alive: Seconds = written("75s", "How long an idle connection of a client is kept.")
     connect_timeout: Seconds = written("5s", "How long connecting to an app may take.")
     first_byte_timeout: Seconds = written("60s", "How long an app may take to begin its answer.")
@@ -171,6 +172,9 @@ class LimitSettings(Section):
     tunnel_idle_timeout: Seconds = written("1h", "The same for WebSockets and other tunnels.")
     max_connections: Annotated[int, count(1, 1_000_000)] = written(
         10_000, "Connections of clients at once, in each worker."
+    )
+    max_connections_per_client: Annotated[int, count(0, 1_000_000)] = written(
+        1000, "The same for each address, an IPv6 /64 counting as one; trusted proxies are exempt. 0: any number."
     )
 
     @field_validator("uri_bytes")

@@ -19,20 +19,21 @@ from starlette.applications import Starlette
 from proxy import cookies
 from proxy.accesslog import AccessLog
 from proxy.claims import Tokens
+from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.gateway import create_app
-from proxy.headers import Forwarding, RouteHeaders
+from proxy.headers import RouteHeaders
 from proxy.http1 import RequestHead
 from proxy.identity import RelyingParty
 from proxy.logs import configure, form_of
 from proxy.pages import Pages
+from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
 from proxy.relay import Relay
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import SessionStore, cookie_name, open_store
 from proxy.settings import Settings
-from proxy.upstream import Upstreams
 
 DRAIN_SECONDS: Final = 30  # how long requests under way may take once the gateway is told to stop
 REVOKE_SECONDS: Final = 5.0  # how long refresh tokens of people who just signed out may take to be handed back to Logto
@@ -157,7 +158,7 @@ def make_server(gateway: Gateway, started: Callable[[], None] | None = None) -> 
         access_log=False,
         server_header=False,
         date_header=False,
-        proxy_headers=False,  # whom to believe is decided in headers.Forwarding alone
+        proxy_headers=False,  # whom to believe is decided in forwarding.Forwarding alone
         ssl_certfile=settings.tls.cert if settings.tls else None,
         ssl_keyfile=settings.tls.key if settings.tls else None,
         timeout_graceful_shutdown=DRAIN_SECONDS,

@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 
 from proxy.claims import Grant, Identity, Tokens
+from proxy.forwarding import parse_address
 from proxy.gate import Call, Gate, Verdict
 from proxy.gateway import create_app
-from proxy.headers import parse_address
 from proxy.http1 import read_request
 from proxy.identity import Begun, Finished, RelyingParty
 from proxy.pages import Pages

@@ -16,9 +16,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from proxy import cookies
+from proxy.forwarding import parse_address
 from proxy.gate import Call, Gate, Kind
 from proxy.gateway import create_app
-from proxy.headers import parse_address
 from proxy.http1 import read_request
 from proxy.identity import RelyingParty
 from proxy.pages import Pages
