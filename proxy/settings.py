@@ -183,6 +183,10 @@ def _doubts(settings: Settings) -> Iterator[str]:
         yield "trusted_proxies holds every address: any client can say where it comes from"
     if settings.session.store == "memory://" and not local:
         yield "session.store is this process's memory: a restart signs everybody out, and workers do not share sessions"
+    for index, route in enumerate(settings.route):
+        if route.tls is not None and route.tls.insecure_skip_verify:
+            key = f"route[{index}].tls.insecure_skip_verify"
+            yield f"{key} is on: whoever is on the way to the app of route {route.name} can read and change everything"
     if settings.session.cookie.same_site == "strict" and _site(settings.logto.endpoint) != _site(settings.public_url):
         yield "session.cookie.same_site is strict and Logto is on another site: browsers will not send the cookie after a sign-in"
     if settings.session.cookie.domain and all(route.host is None for route in settings.route):
