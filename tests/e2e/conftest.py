@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -29,7 +29,15 @@ class Gateway:
         return person
 
 
-StartGateway = Callable[..., Gateway]
+class StartGateway(Protocol):
+    """Starts a gateway before `upstream`: a URL, for one set up by its environment alone, or `[[route]]` tables.
+
+    It gets a stand-in Logto of its own unless `env` names another, and speaks TLS when `env` names a certificate.
+    """
+
+    def __call__(
+        self, name: str, upstream: str, *, port: int | None = None, env: Mapping[str, str] | None = None
+    ) -> Gateway: ...
 
 
 def walk_in(person: Person, url: str, who: str) -> Page:
@@ -43,30 +51,28 @@ def walk_in(person: Person, url: str, who: str) -> Page:
 _GROUP = pytest.StashKey[Processes]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Everything that these tests start; all of it ends with them."""
+    """Everything that a module's tests start; all of it ends with them."""
     with processes(tmp_path_factory.mktemp("processes")) as group:
         request.config.stash[_GROUP] = group
         yield group
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sandbox(group: Processes) -> Sandbox:
     """A stand-in Logto for tests that need no gateway of their own."""
     return start_sandbox(group, f"http://localhost:{free_port()}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_gateway(group: Processes) -> StartGateway:
-    """Start a gateway before `upstream`: a URL, for a gateway set up by its environment alone, or `[[route]]` tables.
-
-    It gets a stand-in Logto of its own, unless `env` names another.
-    """
+    """How the tests of a module start their gateways."""
 
     def start(name: str, upstream: str, *, port: int | None = None, env: Mapping[str, str] | None = None) -> Gateway:
         port = port or free_port()
-        url = f"http://localhost:{port}"
+        scheme = "https" if "POSTERN_TLS__CERT" in (env or {}) else "http"
+        url = f"{scheme}://localhost:{port}"
         settings = {
             "POSTERN_PUBLIC_URL": url,
             "POSTERN_LISTEN": f"127.0.0.1:{port}",
@@ -90,7 +96,7 @@ def start_gateway(group: Processes) -> StartGateway:
     return start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(group: Processes) -> Gateway:
     """`postern demo`: the gateway, a stand-in Logto and the sample app behind."""
     port = free_port(3)  # the stand-in Logto and the sample app take the two after it

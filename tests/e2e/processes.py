@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -71,9 +72,14 @@ def _can_bind(family: socket.AddressFamily, address: str, port: int) -> bool:
 
 
 def http_status(url: str, *, timeout: float = 2.0) -> int | None:
-    """The status of a bare GET, or None when nobody answers HTTP there."""
+    """The status of a bare GET, or None when nobody answers HTTP there. Whose certificate it is does not matter."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout)
+    host, port = parts.hostname or "", parts.port or 80
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=timeout, context=ssl._create_unverified_context())
+        if parts.scheme == "https"
+        else http.client.HTTPConnection(host, port, timeout=timeout)
+    )
     try:
         connection.request("GET", parts.path or "/", headers={"Accept": "application/json"})
         return connection.getresponse().status
@@ -190,6 +196,11 @@ class Processes:
         )
 
     def stop_all(self) -> None:
+        """Ask all of them to end, then see to it that they do."""
+        for running in self.started:
+            if running.alive:
+                running.signal(signal.SIGCONT)  # a stopped one would not hear
+                running.signal(signal.SIGTERM)
         for running in reversed(self.started):
             running.stop()
 

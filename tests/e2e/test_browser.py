@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.e2e.conftest import Gateway
+from tests.e2e.conftest import Gateway, StartGateway
+from tests.e2e.processes import Processes, free_port
 
 # What keeps a browser from calling home and from trying what a loopback test has no use for.
 FLAGS = [
@@ -30,8 +37,8 @@ Open = Callable[..., BrowserContext]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium, or the one that playwright has been told to install."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """The system's Chromium, or the one that playwright has been told to install: see scripts/browser."""
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program,
@@ -198,6 +205,51 @@ def test_a_script_whose_session_has_ended_is_told_so_and_not_sent_elsewhere(demo
     )
     assert answer["status"] == 401
     assert answer["problem"]["sign_in"].startswith(demo.url + "/.postern/sign-in?return_to=")
+
+
+def test_over_tls_the_cookies_are_the_gateways_alone(
+    group: Processes, start_gateway: StartGateway, someone: Open, tmp_path: Path
+) -> None:
+    """`__Host-`: no other host, no plain HTTP and no script can set or read it. Browsers count another scheme as another
+    site, so this is also a sign-in at a foreign site, which the cookie of the attempt has to survive."""
+    port = free_port()
+    group.postern("sandbox", "--port", str(free_port()), "--app-port", str(port)).ready(
+        f"http://127.0.0.1:{port}/api/me"
+    )
+    gateway = start_gateway("tls", f"http://127.0.0.1:{port}", env=_certificate(tmp_path))
+    profile = someone(ignore_https_errors=True)
+    page = profile.new_page()
+    page.goto(gateway.url + DEEP_LINK)
+    _sign_in(page, "Max")
+    expect(page).to_have_url(gateway.url + DEEP_LINK)
+    expect(page.locator("#ws-state")).to_have_text("connected")
+    ours = [cookie for cookie in profile.cookies() if "postern" in cookie["name"]]
+    assert [(cookie["name"], cookie["path"]) for cookie in ours] == [("__Host-postern", "/")]
+    assert (ours[0]["secure"], ours[0]["httpOnly"], ours[0]["sameSite"]) == (True, True, "Lax")
+    assert "__Host-postern" not in page.evaluate("() => document.cookie")
+    _sign_out(page)
+    expect(page).to_have_url(re.compile(re.escape(gateway.url) + r"/\.postern/signed-out"))
+    assert [cookie["name"] for cookie in profile.cookies() if "postern" in cookie["name"]] == []
+
+
+def _certificate(directory: Path) -> dict[str, str]:
+    """A certificate for localhost that nobody vouches for, as settings in the environment."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = {"POSTERN_TLS__CERT": directory / "cert.pem", "POSTERN_TLS__KEY": directory / "key.pem"}
+    paths["POSTERN_TLS__CERT"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths["POSTERN_TLS__KEY"].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return {name: str(path) for name, path in paths.items()}
 
 
 def _to_discord(page: Page) -> None:

@@ -285,15 +285,14 @@ def _crc_of_pattern(times: int) -> int:
     return crc
 
 
-def _settled(measure: Callable[[], int], *, calm: float = 0.75, within: float = 30.0) -> int:
-    """Measure until the value has not moved for `calm` seconds; return it."""
-    value, since = measure(), time.monotonic()
+def _settled(measure: Callable[[], int], *, calm: float = 0.75, within: float = 30.0) -> None:
+    """Measure until the value, once it has moved at all, has not moved for `calm` seconds."""
+    value, since = 0, time.monotonic()
 
     def still() -> bool:
         nonlocal value, since
         if (now := measure()) != value:
             value, since = now, time.monotonic()
-        return time.monotonic() - since > calm
+        return value > 0 and time.monotonic() - since > calm
 
     eventually(still, within=within, every=0.05, what="the value settles")
-    return value
