@@ -82,9 +82,7 @@ class HealthCheck:
             _log.info("upstream %s is well again", self._pool.url)
         elif self._failed >= FAILED_CHECKS and standing.healthy:
             standing.healthy = False
-            _log.warning(
-                "upstream %s is not well: %s; other servers of its route are asked first", self._pool.url, wrong
-            )
+            _log.warning("upstream %s is not well: %s; set aside until it is", self._pool.url, wrong)
 
 
 class _Probe:

@@ -220,7 +220,7 @@ class Pool:
         pause = self.standing.failed(now, unreachable=error.problem in _UNREACHABLE)
         text = f"{error.problem.value}: {error}"
         if pause is not None:
-            _log.warning("upstream %s: %s; other servers of its route are asked first for %g s", self.url, text, pause)
+            _log.warning("upstream %s: %s; set aside for %g s", self.url, text, pause)
         elif text != self._said or now > self._said_at + REMINDER:
             _log.warning("upstream %s: %s", self.url, text)
         else:

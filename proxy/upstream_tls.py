@@ -27,24 +27,29 @@ class ClientTls:
         self._settings = settings
         self._files = _files(settings) if settings is not None else ()
         self._stamp: _Stamp | None = None
-        self._context: ssl.SSLContext | None = None
+        self._context = None if self._files else _context(settings)
+        self._said = ""
         self.server_name = (settings.server_name if settings is not None else None) or host
 
     def context(self) -> ssl.SSLContext:
         """What the next connection is to use. Raises UpstreamFailed (TLS) when there are no usable certificates."""
-        if not self._files:
-            self._context = self._context or _context(self._settings)
+        if self._context is not None and not self._files:
             return self._context
         try:
             stamp = tuple(_stamp(path) for path in self._files)
             if self._context is None or stamp != self._stamp:
                 self._context = _context(self._settings)
-                self._stamp = stamp
+                self._stamp, self._said = stamp, ""
         except (OSError, ssl.SSLError) as error:
             if self._context is None:
                 raise UpstreamFailed(UpstreamProblem.TLS, self._unusable(error), retry_safe=True) from None
-            _log.warning("%s; those read before serve on", self._unusable(error))
+            self._complain(self._unusable(error))
         return self._context
+
+    def _complain(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            _log.warning("%s; those read before serve on", text)
 
     def _unusable(self, error: OSError) -> str:
         # ssl does not say which of its files it could not read, and never what is in them.
@@ -57,9 +62,8 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        if error.reason == "WRONG_VERSION_NUMBER":
-            return "it does not speak TLS there"
-        return (error.reason or "TLS failed").replace("_", " ").lower()
+        reason: str = getattr(error, "reason", None) or "UNKNOWN_ERROR"
+        return "it does not speak TLS there" if reason == "WRONG_VERSION_NUMBER" else reason.replace("_", " ").lower()
     return error.strerror or type(error).__name__
 
 
@@ -78,7 +82,8 @@ def _context(settings: UpstreamTls | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=settings.ca)
     context.set_alpn_protocols(["http/1.1"])
     if settings.client_cert is not None:
-        context.load_cert_chain(settings.client_cert, settings.client_key)
+        # OpenSSL would ask whoever sits at the terminal for the password of a key that has one.
+        context.load_cert_chain(settings.client_cert, settings.client_key, password="")
     if settings.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
