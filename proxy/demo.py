@@ -51,22 +51,21 @@ async def _demo(port: int, console: Console) -> None:
         waiting.cancel()
         if sandbox.done():
             await sandbox  # raises what stopped it: a port that is taken
-        await serve(settings, started=lambda: _greet(console, port))
+        await serve(settings, started=lambda: console.print(greeting(port), highlight=False, soft_wrap=True))
     finally:
         sandbox.cancel()
         with suppress(asyncio.CancelledError):
             await sandbox
 
 
-def _greet(console: Console, port: int) -> None:
-    console.print(
+def greeting(port: int) -> str:
+    """What the demo says once it is ready, in rich's markup: what to open and what to click."""
+    return (
         f"\n[bold]Postern demo[/bold]   open [bold cyan]http://localhost:{port}[/bold cyan]\n\n"
         "  1. You are sent to sign in: choose a person on the page that stands in for Discord.\n"
         "  2. You land on the sample app, which shows who you are and every header it got.\n"
         f"  3. Sign out there, or look at http://localhost:{port}/.postern/\n\n"
-        f"  gateway {port}, stand-in Logto {port + 1}, sample app {port + 2}; sessions in memory. Ctrl-C ends all of it.\n",
-        highlight=False,
-        soft_wrap=True,
+        f"  gateway {port}, stand-in Logto {port + 1}, sample app {port + 2}; sessions in memory. Ctrl-C ends all of it.\n"
     )
 
 

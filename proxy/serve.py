@@ -23,13 +23,13 @@ from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.gateway import create_app
 from proxy.headers import RouteHeaders
-from proxy.http1 import RequestHead
+from proxy.http1 import HeadLimits, RequestHead
 from proxy.identity import RelyingParty
 from proxy.logs import configure, form_of
 from proxy.pages import Pages
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
-from proxy.relay import Relay
+from proxy.relay import Plan, Relay, lanes
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import SessionStore, cookie_name, open_store
@@ -71,17 +71,19 @@ def build(settings: Settings) -> Gateway:
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
     app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns)
     log = AccessLog(sys.stdout, form_of(settings.log))
-    relay = Relay(
+    upstreams = Upstreams(settings.limits.connect_timeout)
+    limits = settings.limits
+    plan = Plan(
         gate=gate,
         app=app,
-        upstreams=Upstreams(settings.limits.connect_timeout),
-        headers=route_headers(settings, routes),
+        lanes=lanes(upstreams, route_headers(settings, routes), limits),
         forwarding=Forwarding(settings.trusted_proxies),
-        limits=settings.limits,
-        public_url=settings.public_url,
+        limits=limits,
+        head_limits=HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count),
+        public_scheme=settings.public_url.partition("://")[0],
         tokens_of=_tokens_of(settings, store),
-        log=log,
     )
+    relay = Relay(plan, upstreams, log)
     store.on_end(relay.session_ended)
     return Gateway(settings, store, relying_party, gate, app, relay, log)
 
@@ -137,6 +139,11 @@ class Server(uvicorn.Server):
                 with suppress(ValueError, RuntimeError):
                     loop.remove_signal_handler(number)
 
+    def close_listeners(self) -> None:
+        """Accept no more connections."""
+        for listener in getattr(self, "servers", ()):  # uvicorn makes the list when it listens
+            listener.close()
+
     def _stop(self, number: int) -> None:
         self._on_stop()
         self.handle_exit(number, None)
@@ -147,7 +154,7 @@ def make_server(gateway: Gateway, started: Callable[[], None] | None = None) -> 
     settings = gateway.settings
     listen = settings.listen
     config = uvicorn.Config(
-        cast("Any", gateway.relay.app),
+        cast("Any", gateway.app),
         host=listen.host or "127.0.0.1",
         port=listen.port or 0,
         uds=listen.path,
@@ -179,9 +186,11 @@ async def serve(settings: Settings, *, started: Callable[[], None] | None = None
     """Run one gateway until it is told to stop. `started` is called once it listens. OSError when it cannot listen."""
     gateway = build(settings)
     await gateway.store.start()
+    server = make_server(gateway, started)
     try:
-        await make_server(gateway, started).serve()
+        await server.serve()
     finally:
+        server.close_listeners()  # when this is cancelled, uvicorn leaves them open
         await gateway.close()
 
 
