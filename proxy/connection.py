@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from proxy.bodies import ChunkedBody, LengthBody, request_body
 from proxy.errors import MalformedRequest, UpstreamProblem
 from proxy.exchange import Exchange
-from proxy.forwarding import Peer
+from proxy.forwarding import NOBODY, Peer
 from proxy.gate import Kind, Verdict, bad_request, upstream_failed
 from proxy.http1 import RequestHead, read_request
 from proxy.refusal import refusal
@@ -23,7 +23,7 @@ from proxy.tunnel import ClientTunnel
 from proxy.wire import FOREVER, Wire
 
 if TYPE_CHECKING:
-    from proxy.relay import Relay
+    from proxy.relay import Plan, Relay
 
 _READ_AHEAD: Final = 65536  # bytes of pipelined requests or unread body held before reading stops
 _FIRST_REQUEST_SECONDS: Final = 1.0  # what a connection that has just been accepted gets when the worker stops
@@ -35,7 +35,9 @@ class ClientConnection(Wire):
     def __init__(self, relay: Relay, server_state: ServerState) -> None:
         super().__init__(relay)
         self._state = server_state
-        self._peer: Peer = relay.nobody
+        self._plan = relay.plan
+        self._peer: Peer = NOBODY
+        self._crowd: int | str | None = None  # what this connection is counted by
         self._scheme = b"http"
         self._held = b""  # read, not yet used: part of a head, pipelined requests, body nobody takes yet
         self._request: Request | None = None
@@ -52,11 +54,12 @@ class ClientConnection(Wire):
         self._transport = transport  # type: ignore[assignment]  # asyncio types this narrower than it calls it
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
         peer = transport.get_extra_info("peername")
-        self._peer = self._relay.forwarding.peer(peer[0] if isinstance(peer, tuple) else "")
+        self._peer = self._plan.forwarding.peer(peer[0] if isinstance(peer, tuple) else "")
+        self._crowd = self._peer.crowd
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = b"https"
         self._wait(self._limits.head_timeout, self.close)
-        if not self._relay.admit(self, self._peer.crowd):
+        if not self._relay.admit(self, self._crowd):
             self._refuse(Verdict(Kind.OVERLOADED, status=503, detail="too many connections"))
 
     def data_received(self, data: bytes) -> None:
@@ -210,7 +213,7 @@ class ClientConnection(Wire):
         request.status = 101
         self._detach()
         self._closing = True
-        tunnel = ClientTunnel(self._relay, self._state, self._peer, request, exchange)
+        tunnel = ClientTunnel(self._relay, self._state, self._crowd, request, exchange)
         tunnel.open(self._transport, head, reading=self._reading, blocked=self._blocked)
         held, self._held = self._held, b""
         if held:
@@ -287,7 +290,7 @@ class ClientConnection(Wire):
 
     def _read_head(self, data: bytes) -> None:
         try:
-            found = read_request(data, self._relay.head_limits)
+            found = read_request(data, self._relay.plan.head_limits)
         except MalformedRequest as error:
             self._refuse(bad_request(error.status, error.reason))
             return
@@ -303,6 +306,8 @@ class ClientConnection(Wire):
 
     def _begin(self, head: RequestHead) -> None:
         self._fresh = False
+        if self._plan is not self._relay.plan:
+            self._adopt(self._relay.plan)
         self.keep_alive = head.keep_alive and not self._stopping
         self._body = None if head.length == 0 else request_body(head)
         self._received = 0
@@ -310,6 +315,13 @@ class ClientConnection(Wire):
         request.begin()
         if self._held and self._reading:
             self.flow()
+
+    def _adopt(self, plan: Plan) -> None:
+        """Serve by other settings from the next request on. It is counted as before; whom to believe may have changed."""
+        self._plan = plan
+        self._limits = plan.limits
+        self._idle = plan.limits.idle_timeout
+        self._peer = plan.forwarding.peer(self._peer.text)
 
     def _read_body(self, request: Request, body: LengthBody | ChunkedBody, data: bytes) -> None:
         work = request.work
@@ -354,7 +366,7 @@ class ClientConnection(Wire):
             self.pause()
 
     def _detach(self) -> None:
-        self._relay.leave(self, self._peer.crowd)
+        self._relay.leave(self, self._crowd)
         self._state.connections.discard(self)
         self.deadline = FOREVER
 

@@ -66,6 +66,9 @@ class Peer:
             self.crowd = int(address) >> 64 if isinstance(address, IPv6Address) else str(address)
 
 
+NOBODY: Final = Peer("", None, trusted=False)  # before it is known who has connected
+
+
 class Forwarding:
     """Decides whom to believe about the client's address, scheme and host."""
 

@@ -1,5 +1,8 @@
 """The relay: what all connections of a worker share, and uvicorn's way in.
 
+What follows from the settings is in a `Plan`, which is never changed but replaced by another one when the settings are read
+again: a request is judged and served by the plan it began with, whatever comes to hold while it is under way.
+
 `Relay.protocol` is what uvicorn calls for each accepted connection (its `http` setting): it takes the place of uvicorn's own
 HTTP protocol, because a reverse proxy must carry what ASGI cannot. The connections themselves are in `connection.py`, one
 relayed request in `exchange.py`, one answered by the gateway in `asgi.py`.
@@ -46,42 +49,39 @@ class Lane:
     body_bytes: int
 
 
-class Relay:
-    """What all connections of a worker share: the gate, the app, the routes' headers and pools, limits, clocks."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the settings say about requests: who judges and answers them, where they go, whom to believe, how much of anything."""
 
-    def __init__(
-        self,
-        *,
-        gate: Gate,
-        app: App,
-        upstreams: Upstreams,
-        headers: Mapping[Route, RouteHeaders],
-        forwarding: Forwarding,
-        limits: LimitSettings,
-        public_url: str,
-        tokens_of: Callable[[RequestHead], Awaitable[Tokens | None]],
-        log: AccessLog,
-    ) -> None:
-        self.gate = gate
-        self.app = app
-        self.lanes = {
-            route: Lane(
-                fields,
-                upstreams.pools(route.servers),
-                limits.body_bytes if route.body_bytes is None else route.body_bytes,
-            )
-            for route, fields in headers.items()
-        }
-        self.forwarding = forwarding
-        self.nobody = forwarding.peer("")
-        self.limits = limits
-        self.head_limits = HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count)
+    gate: Gate
+    app: App
+    lanes: Mapping[Route, Lane]
+    forwarding: Forwarding
+    limits: LimitSettings
+    head_limits: HeadLimits
+    public_scheme: str
+    tokens_of: Callable[[RequestHead], Awaitable[Tokens | None]]
+
+
+def lanes(upstreams: Upstreams, headers: Mapping[Route, RouteHeaders], limits: LimitSettings) -> dict[Route, Lane]:
+    """The lane of each route, with its connections from `upstreams`."""
+    return {
+        route: Lane(
+            fields, upstreams.pools(route.servers), limits.body_bytes if route.body_bytes is None else route.body_bytes
+        )
+        for route, fields in headers.items()
+    }
+
+
+class Relay:
+    """What all connections of a worker share: the plan they serve requests by, the upstreams, the log, clocks."""
+
+    def __init__(self, plan: Plan, upstreams: Upstreams, log: AccessLog) -> None:
+        self.plan = plan
         self.log = log
-        self.tokens_of = tokens_of
         self.connections: set[ClientConnection | ClientTunnel] = set()
         self.now = 0.0  # on the event loop's clock, as of the last sweep
         self.date = b""
-        self.public_scheme = public_url.partition("://")[0]
         self._crowds: Counter[int | str] = Counter()
         self._ended: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,10 +117,10 @@ class Relay:
         self.connections.add(connection)
         if crowd is not None:
             self._crowds[crowd] += 1
-            most = self.limits.max_connections_per_client
+            most = self.plan.limits.max_connections_per_client
             if most and self._crowds[crowd] > most:
                 return False
-        return len(self.connections) <= self.limits.max_connections
+        return len(self.connections) <= self.plan.limits.max_connections
 
     def leave(self, connection: ClientConnection | ClientTunnel, crowd: int | str | None) -> None:
         """Count a connection out."""

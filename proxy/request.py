@@ -37,6 +37,7 @@ class Request:
     __slots__ = (
         "_body_out",
         "_connection",
+        "_plan",
         "_relay",
         "_task",
         "body_limit",
@@ -54,10 +55,11 @@ class Request:
     ) -> None:
         self._connection = connection
         self._relay = relay
+        self._plan = relay.plan
         self._task: asyncio.Task[None] | None = None
         self._body_out = 0
         self.head = head
-        self.origin = relay.forwarding.origin(head, peer, scheme)
+        self.origin = self._plan.forwarding.origin(head, peer, scheme)
         self.id = request_id_from(head, trusted=self.origin.trusted) or relay.new_request_id()
         self.started_at = time.perf_counter()
         self.status = 0
@@ -71,7 +73,7 @@ class Request:
             self.verdict = OWN
             self._answer_options()
             return
-        verdict = self._relay.gate.judge(self.head, self.origin.name, self.origin.address)
+        verdict = self._plan.gate.judge(self.head, self.origin.name, self.origin.address)
         if verdict is not None:
             self._act(verdict)
         else:
@@ -83,7 +85,7 @@ class Request:
         call = AsgiCall(self._connection, self.head, takes_body=verdict.kind is Kind.OWN)
         self.work = call
         self._connection.await_app()
-        self._relay.keep(call.start(self._relay.app, self._call(verdict)))
+        self._relay.keep(call.start(self._plan.app, self._call(verdict)))
 
     def signed_out(self) -> None:
         """The session that the request rests on has ended before an answer began."""
@@ -150,7 +152,7 @@ class Request:
             self._connection.store_answered()
 
     async def _judge_later(self) -> None:
-        verdict = await self._relay.gate.judge_later(self.head, self.origin.name, self.origin.address)
+        verdict = await self._plan.gate.judge_later(self.head, self.origin.name, self.origin.address)
         self._task = None
         self._act(verdict)
 
@@ -160,7 +162,7 @@ class Request:
         if verdict.kind is not Kind.PASS or route is None:
             self.answer(verdict)
             return
-        lane = self._relay.lanes[route]
+        lane = self._plan.lanes[route]
         if not self._acceptable(lane):
             return
         session = verdict.session
@@ -172,6 +174,8 @@ class Request:
             if lane.headers.needs_tokens:
                 self._later(self._act_with_tokens(lane))
                 return
+            if len(session.blocks) >= len(self._plan.lanes):
+                session.blocks.clear()  # blocks for routes of earlier settings
             block = session.blocks[route] = lane.headers.identity_block(session.identity, None)
         self._relay_on(lane, block)
 
@@ -190,9 +194,9 @@ class Request:
     async def _act_with_tokens(self, lane: Lane) -> None:
         verdict = self.verdict
         try:
-            tokens = await self._relay.tokens_of(self.head)
+            tokens = await self._plan.tokens_of(self.head)
             if tokens is None:  # the session has ended since it was judged
-                verdict = await self._relay.gate.judge_later(self.head, self.origin.name, self.origin.address)
+                verdict = await self._plan.gate.judge_later(self.head, self.origin.name, self.origin.address)
         except StoreUnavailable as error:
             self._task = None
             self._passed_but(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
@@ -228,6 +232,6 @@ class Request:
         connection.finished()
 
     def _call(self, verdict: Verdict) -> Call:
-        scheme, host = self._relay.public_scheme, self.origin.name
+        scheme, host = self._plan.public_scheme, self.origin.name
         target = self.head.target.decode("latin-1")
         return Call(verdict, self.id.decode("latin-1"), self.origin.client, scheme, host, f"{scheme}://{host}{target}")

@@ -18,7 +18,6 @@ from proxy.wire import FOREVER, TCP_CLOSE, Wire
 
 if TYPE_CHECKING:
     from proxy.exchange import Exchange
-    from proxy.forwarding import Peer
     from proxy.relay import Relay
     from proxy.request import Request
 
@@ -29,11 +28,11 @@ class ClientTunnel(Wire):
     _gone_states = frozenset((TCP_CLOSE,))  # a half-closed tunnel still has a half
 
     def __init__(
-        self, relay: Relay, server_state: ServerState, peer: Peer, request: Request, exchange: Exchange
+        self, relay: Relay, server_state: ServerState, crowd: int | str | None, request: Request, exchange: Exchange
     ) -> None:
         super().__init__(relay)
         self._state = server_state
-        self._peer = peer
+        self._crowd = crowd
         self._request = request
         self._exchange = exchange
         self._eof_in = False  # the client sends no more
@@ -48,7 +47,7 @@ class ClientTunnel(Wire):
         self._transport = transport
         self._reading = reading
         transport.set_protocol(self)
-        self._relay.admit(self, self._peer.crowd)
+        self._relay.admit(self, self._crowd)
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
         super().write(head)
         if blocked:
@@ -76,7 +75,7 @@ class ClientTunnel(Wire):
         """The client is gone, and with it the tunnel (asyncio.Protocol)."""
         self._closing = True
         self.deadline = FOREVER
-        self._relay.leave(self, self._peer.crowd)
+        self._relay.leave(self, self._crowd)
         self._state.connections.discard(self)
         self._request.log(cut=self._broken)
         self._request.cancel()

@@ -37,8 +37,8 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._limits = relay.limits
-        self._idle = relay.limits.idle_timeout
+        self._limits = relay.plan.limits
+        self._idle = self._limits.idle_timeout
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
         self._expire: Callable[[], None] = self.close
         self._reading = True

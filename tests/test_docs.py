@@ -245,7 +245,7 @@ def test_every_rule_has_its_row() -> None:
 def test_every_own_path_has_its_row() -> None:
     settings = load(None, {"POSTERN_PUBLIC_URL": "http://localhost:3000", "POSTERN_UPSTREAM": "http://app", "LOGTO_APP_ID": "a",
                            "LOGTO_APP_SECRET": "s", "LOGTO_ENDPOINT": "http://localhost:3001"})  # fmt: skip
-    app = build(settings).relay.app
+    app = build(settings).app
     assert isinstance(app, Starlette)
     served = {route.path for route in app.routes if isinstance(route, Route)} - {settings.prefix}
     assert set(re.findall(r"^\| `(/\.postern/[a-z-]*)` \|", text_of("docs/routes.md"), re.MULTILINE)) == served
