@@ -167,7 +167,8 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         held, self._held = self._held, []
-        connection.begin(self, self._head.method, self._block, complete=self._request_done)
+        head = self._fields.addressed(self._block, connection.pool.authority)
+        connection.begin(self, self._head.method, head, complete=self._request_done)
         if held:
             connection.write(b"".join(held))
         self._client.upstream_begun()
@@ -191,6 +192,7 @@ class Exchange:
             client.keep_alive = False
         self._unsent = self._fields.to_client(
             head,
+            host=self._request.origin.host,
             chunked=self._chunked_out,
             connection=client.persistence(self._head.minor),
             date=client.date,

@@ -16,6 +16,7 @@ from proxy import cookies
 from proxy.claims import Identity, Tokens
 from proxy.forwarding import PSEUDONYM, Origin
 from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options, may_tunnel
+from proxy.rewriting import PLACES, WayBack, authority
 from proxy.routes import Route
 from proxy.settings import Settings
 
@@ -76,6 +77,8 @@ _DROP: Final = 1
 _EDGE_ONLY: Final = 2  # kept from a trusted proxy
 _COOKIE: Final = 3  # kept without our own cookies
 _COUNT: Final = 4  # kept, one less
+_PLACE: Final = 5  # kept, as browsers see places
+_FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
 
 _FOLD: Final = re.compile(rb"[^a-z0-9]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -145,6 +148,10 @@ class RouteHeaders:
     def __init__(self, settings: Settings, route: Route, names_set_anywhere: Iterable[str]) -> None:
         """`names_set_anywhere`: what some route's templates set. A client must not be able to set that on any route."""
         self._strip = frozenset(fold(name.encode()) for name in (*names_set_anywhere, *route.header_remove))
+        self._mapping = route.mapping
+        self._prefix = route.mapping.strip.encode() if route.mapping is not None else b""
+        self._host = b"" if route.preserve_host else authority(route.upstreams[0]).encode()
+        self._way_back = WayBack(route.upstreams, settings.public_url.partition("://")[0], route.mapping)
         self._up = _Actions(self._upwards)
         self._down = _Actions(_downwards)
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
@@ -160,7 +167,7 @@ class RouteHeaders:
         if lower == b"max-forwards":
             return _COUNT
         if lower == folded and folded in _EDGE:
-            return _EDGE_ONLY
+            return _DROP if self._prefix and folded == _FORWARDED_PREFIX else _EDGE_ONLY
         # `Content_Length` is Content-Length to whoever makes CGI variables of it, and another length than the one read here.
         if folded in HOP_BY_HOP or folded in _OURS or folded in _RESERVED or folded in self._strip:
             return _DROP
@@ -184,7 +191,8 @@ class RouteHeaders:
 
     def to_upstream(self, head: RequestHead, origin: Origin, identity: bytes, request_id: bytes) -> bytes:
         """The request head to send upstream: the client's fields less what is not for the app, then ours."""
-        out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, head.target, origin.host)]
+        target = head.target if self._mapping is None else self._mapping.up(head.target)
+        out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, target, self._host or origin.host)]
         actions = self._up
         named = connection_options(head.values[b"connection"]) if b"connection" in head.values else ()
         for field in head.fields:
@@ -202,20 +210,37 @@ class RouteHeaders:
         out.append(_request_framing(head))
         out.append(_VIA[head.minor])
         out.append(origin.fields)
+        if self._prefix:  # what apps that know it put before every path they name
+            outer = head.values.get(_FORWARDED_PREFIX, b"") if origin.trusted else b""
+            out.append(b"X-Forwarded-Prefix: %b%b\r\n" % (outer.rstrip(b"/"), self._prefix))
         out.append(b"X-Request-Id: %b\r\n%b\r\n" % (request_id, identity))
         return b"".join(out)
 
+    def addressed(self, block: bytes, name: bytes) -> bytes:
+        """`block`, made by `to_upstream`, with the Host of the server that has been chosen, where it gets its own `name`."""
+        if not self._host or name == self._host:
+            return block
+        start, _, rest = block.partition(b"\r\nHost: %b\r\n" % self._host)
+        return b"%b\r\nHost: %b\r\n%b" % (start, name, rest)
+
     def to_client(
-        self, head: ResponseHead, *, chunked: bool, connection: bytes, date: bytes, request_id: bytes
+        self,
+        head: ResponseHead,
+        *,
+        chunked: bool,
+        connection: bytes,
+        date: bytes,
+        request_id: bytes,
+        host: bytes = b"",
     ) -> bytes:
-        """The response head to send to the client.
+        """The response head to send to the client, who asked `host` (with its port; places stay as they are without).
 
         `chunked` and `connection` (a Connection field's value, or empty) are this side's framing. No Via is added: a gateway
         may do without (RFC 9110 7.6.3), and what stands behind it is nobody's business.
         """
         out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
         values = head.values
-        self._relay_fields(head, out)
+        self._relay_fields(head, out, host)
         if chunked:
             out.append(b"Transfer-Encoding: chunked\r\n")
             if b"trailer" in values:
@@ -252,12 +277,12 @@ class RouteHeaders:
 
     def _plain(self, head: ResponseHead, end: bytes) -> bytes:
         out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-        self._relay_fields(head, out)
+        self._relay_fields(head, out, b"")
         out.append(end)
         return b"".join(out)
 
-    def _relay_fields(self, head: ResponseHead, out: list[bytes]) -> None:
-        """Append the fields that an answer keeps, in their order."""
+    def _relay_fields(self, head: ResponseHead, out: list[bytes], host: bytes) -> None:
+        """Append the fields that an answer keeps, in their order; places as whoever asked `host` (if known) sees them."""
         actions = self._down
         values = head.values
         named = connection_options(values[b"connection"]) if b"connection" in values else ()
@@ -265,15 +290,22 @@ class RouteHeaders:
             action = actions[field[0]]
             if action == _DROP or (named and field[0].lower() in named):
                 continue
-            if action == _COOKIE and cookies.is_own(field[1], self._own_cookies):
-                continue  # an app behind must not be able to plant a session (session fixation)
-            out.append(b"%b: %b\r\n" % field)
+            name, value = field
+            if action == _COOKIE:
+                if cookies.is_own(value, self._own_cookies):
+                    continue  # an app behind must not be able to plant a session (session fixation)
+                value = self._way_back.set_cookie(value, host) if host else value
+            elif action == _PLACE and host:
+                value = self._way_back.place(name, value, host)
+            out.append(b"%b: %b\r\n" % (name, value))
 
 
 def _downwards(name: bytes) -> int:
     lower = name.lower()
     if lower in HOP_BY_HOP:
         return _DROP
+    if lower in PLACES:
+        return _PLACE
     return _COOKIE if lower == b"set-cookie" else _KEEP
 
 

@@ -9,14 +9,14 @@ because `/app` + `/../x` and `/x` are two paths here and may be one there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from proxy import paths
 from proxy.addresses import parse_url
-from proxy.http1 import Fields, ResponseHead
 
+PLACES: Final = frozenset((b"location", b"content-location", b"refresh"))  # what of an answer leads somewhere
 _ABSOLUTE: Final = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#\\]*)([^?#]*)(.*)", re.DOTALL)
 _REFRESH: Final = re.compile(rb"([ \t]*[0-9.]+[ \t]*[;,][ \t]*url[ \t]*=[ \t]*([\"']?))(.*?)(\2[ \t]*)", re.IGNORECASE)
 _PATH: Final = re.compile(rb"[?#]")
@@ -83,22 +83,10 @@ class WayBack:
         self._scheme = scheme.encode()
         self._origins = frozenset(name for url in upstreams for name in _origins(url))
         self._hosts = frozenset(host for url in upstreams if (host := _host(url)) is not None)
-        self._fields: dict[bytes, Callable[[bytes, bytes], bytes]] = {
-            b"location": self.location,
-            b"content-location": self.location,
-            b"refresh": self.refresh,
-            b"set-cookie": self.set_cookie,
-        }
 
-    def fields(self, head: ResponseHead, host: bytes) -> Fields:
-        """The fields of `head` for a browser that asked `host` (with its port)."""
-        if head.values.keys().isdisjoint(self._fields):
-            return head.fields
-        rewrite = self._fields
-        return [
-            (name, rewrite[lower](value, host)) if (lower := name.lower()) in rewrite else (name, value)
-            for name, value in head.fields
-        ]
+    def place(self, name: bytes, value: bytes, host: bytes) -> bytes:
+        """The value of one of the fields PLACES for a browser that asked `host` (with its port)."""
+        return self.refresh(value, host) if name.lower() == b"refresh" else self.location(value, host)
 
     def location(self, value: bytes, host: bytes) -> bytes:
         """A URL reference of the app's. What leads to other servers, and what is relative to the page, stays as it is."""
@@ -123,6 +111,8 @@ class WayBack:
 
         A `__Host-` cookie is bound to `Path=/` by its name (RFC 6265bis 4.1.3.2) and stays.
         """
+        if self._mapping is None and b"domain" not in value.lower():
+            return value
         pair, *attributes = value.split(b";")
         if pair.lstrip(b" \t")[:7].lower() == b"__host-":
             return value
