@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.relay import Plan, Relay
 
 _READ_AHEAD: Final = 65536  # bytes of pipelined requests or unread body held before reading stops
-_FIRST_REQUEST_SECONDS: Final = 1.0  # what a connection that has just been accepted gets when the worker stops
+_LAST_CALL: Final = 2.0  # seconds, less one at most, that an idle connection stays for one more request when the worker stops
 
 
 class ClientConnection(Wire):
@@ -43,7 +43,6 @@ class ClientConnection(Wire):
         self._request: Request | None = None
         self._body: LengthBody | ChunkedBody | None = None  # reads what is still to come of the request's body
         self._received = 0  # payload bytes of the request's body
-        self._fresh = True  # no request has come yet
         self._stopping = False
         self.keep_alive = True
 
@@ -111,16 +110,12 @@ class ClientConnection(Wire):
     def shutdown(self) -> None:
         """The worker stops (uvicorn): finish what is under way, then close.
 
-        A request that is already on its way here would be lost with the connection. Of a client that has just connected
-        one is to be expected; one that has been served before can as well go elsewhere.
+        A client learns from an answer that no more requests are taken here (RFC 9112 9.6). Whoever has none to learn it from
+        may have sent a request that is still on its way, and it would be lost with the connection: there is a last call.
         """
-        self.keep_alive = False
         self._stopping = True
         if self._request is None and not self._held and not self._closing:
-            if self._fresh:
-                self._wait(_FIRST_REQUEST_SECONDS, self.close)
-            else:
-                self.close()
+            self._wait(_LAST_CALL, self.close)
 
     # -- for whoever serves the request
 
@@ -136,6 +131,8 @@ class ClientConnection(Wire):
 
     def persistence(self, minor: int) -> bytes:
         """The Connection field of an answer to a request of HTTP/1.`minor`; empty: none is needed (RFC 9112 9.3)."""
+        if self._stopping:
+            self.keep_alive = False
         if not self.keep_alive:
             return b"close"
         return b"" if minor else b"keep-alive"
@@ -234,7 +231,7 @@ class ClientConnection(Wire):
             else:
                 self.close()
             return
-        self._wait(self._limits.keep_alive, self.close)
+        self._wait(_LAST_CALL if self._stopping else self._limits.keep_alive, self.close)
         self.resume()
         if self._held:
             # Not at once: thousands of small requests in one packet would be answered within one another, before any
@@ -305,10 +302,9 @@ class ClientConnection(Wire):
         self._begin(head)
 
     def _begin(self, head: RequestHead) -> None:
-        self._fresh = False
         if self._plan is not self._relay.plan:
             self._adopt(self._relay.plan)
-        self.keep_alive = head.keep_alive and not self._stopping
+        self.keep_alive = head.keep_alive
         self._body = None if head.length == 0 else request_body(head)
         self._received = 0
         request = self._request = Request(self, self._relay, head, self._peer, self._scheme)
