@@ -47,8 +47,9 @@ def test_every_error_of_the_program_is_one_of_ours() -> None:
 
 
 @pytest.mark.parametrize("problem", list(UpstreamProblem))
-def test_slowness_is_504_and_the_rest_502(problem: UpstreamProblem) -> None:
-    assert problem.status == (504 if "timeout" in problem.value else 502)
+def test_slowness_is_504_no_room_503_and_the_rest_502(problem: UpstreamProblem) -> None:
+    expected = 504 if "timeout" in problem.value else 503 if problem is UpstreamProblem.BUSY else 502
+    assert problem.status == expected
 
 
 def test_an_oauth_error_reads_as_its_code_and_description() -> None:
