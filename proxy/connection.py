@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.relay import Plan, Relay
 
 _READ_AHEAD: Final = 65536  # bytes of pipelined requests or unread body held before reading stops
-_LAST_CALL: Final = 2.0  # seconds, less one at most, that an idle connection stays for one more request when the worker stops
+_LAST_CALL: Final = 2.0  # seconds at most that an idle connection waits for one more request when the worker stops
 
 
 class ClientConnection(Wire):
