@@ -1,13 +1,15 @@
 """One line per request: who asked what, what became of it, how long it took. Fields in docs/logging.md.
 
-The path is logged without its query, the user by `sub`; no token, cookie or other header ever gets here. Lines are gathered and
-written together a few times per second: the relay's hot path pays for formatting, not for a system call.
+The path is logged without its query, the user by `sub`; no token, cookie or other header ever gets here. Lines are gathered,
+and a thread writes them together a few times per second: whoever reads them may stop reading, as a full pipe to a log
+collector does, without stopping the gateway. What finds no room then is counted, and the count is written in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
     from proxy.request import Request
 
 _FLUSH_SECONDS: Final = 0.2
-_escape: Final = (
-    json.encoder.encode_basestring_ascii
-)  # what json.dumps itself uses for strings: quotes, controls, non-ASCII
+_GATHERED: Final = 20_000  # lines kept while nobody takes them
+_PATH_CHARACTERS: Final = 2048  # of a path in a line: log collectors cut or refuse long lines
+_LAST_SECONDS: Final = 2.0  # how long the end of the process may wait for the last lines to be taken
+# What json.dumps itself uses for strings: quotes, controls and everything outside ASCII are escaped, so that nothing a
+# client sends can end a line or begin another.
+_escape: Final = json.encoder.encode_basestring_ascii
 
 
 class AccessLog:
@@ -28,7 +33,9 @@ class AccessLog:
         self._stream = stream
         self._json = form == "json"
         self._lines: list[str] = []
-        self._flusher: asyncio.TimerHandle | None = None
+        self._lost = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: threading.Thread | None = None
 
     def write(self, request: Request, *, cut: bool = False) -> None:
         """Add the line of a request that has just ended; `cut` when its answer is incomplete."""
@@ -37,16 +44,15 @@ class AccessLog:
         verdict = request.verdict
         session = verdict.session if verdict is not None else None
         route = verdict.route.name if verdict is not None and verdict.route is not None else ""
-        outcome = "cut_short" if cut else verdict.reason if verdict is not None else ""
         self._add(
             request.id.decode("latin-1"),
             request.origin.client,
             request.head.method.decode("ascii"),
-            request.head.host.decode("latin-1"),
-            request.head.path.decode("latin-1"),
+            request.origin.name,
+            request.head.path[:_PATH_CHARACTERS].decode("latin-1"),
             request.status,
             route,
-            outcome,
+            "cut_short" if cut else verdict.reason if verdict is not None else "",
             session.identity.sub if session is not None else "",
             request.seconds * 1000,
             request.body_out,
@@ -56,6 +62,14 @@ class AccessLog:
         """Add the line of something that could not be read as a request."""
         if self._stream is not None:
             self._add(request_id.decode("latin-1"), peer, "-", "", "", verdict.status, "", verdict.reason, "", 0.0, 0)
+
+    def flush(self) -> None:
+        """Write what is gathered, as far as it is taken: for the end of the process."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._taken(_LAST_SECONDS) and (self._lines or self._lost):
+            self._hand_over()
 
     def _add(
         self,
@@ -71,6 +85,9 @@ class AccessLog:
         milliseconds: float,
         sent: int,
     ) -> None:
+        if len(self._lines) >= _GATHERED:
+            self._lost += 1
+            return
         if self._json:
             line = (
                 f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_escape(client)},'
@@ -84,13 +101,41 @@ class AccessLog:
                 f"route={route or '-'} {outcome} user={_escape(user or '-')[1:-1]} id={_escape(request_id)[1:-1]}\n"
             )
         self._lines.append(line)
-        if self._flusher is None:
-            self._flusher = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._later)
 
-    def flush(self) -> None:
-        """Write what is gathered."""
-        self._flusher = None
+    def _later(self) -> None:
+        self._timer = None
+        if self._taken():
+            self._hand_over()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._later)
+
+    def _taken(self, seconds: float = 0.0) -> bool:
+        """Whether the last lines handed over have been taken; waits so long for it."""
+        if self._writing is not None and self._writing.is_alive():
+            self._writing.join(seconds)
+            return not self._writing.is_alive()
+        return True
+
+    def _hand_over(self) -> None:
+        """Give what is gathered to a thread."""
         lines, self._lines = self._lines, []
-        if lines and self._stream is not None:
-            self._stream.write("".join(lines))
-            self._stream.flush()
+        lost, self._lost = self._lost, 0
+        if lost and self._json:
+            lines.append(f'{{"time":{time.time():.3f},"event":"lines_lost","lines":{lost}}}\n')
+        elif lost:
+            lines.append(f"{time.strftime('%H:%M:%S')} {lost} lines lost: they were not taken in time\n")
+        # A daemon: a process that is told to stop does not wait for a reader that has stopped reading.
+        self._writing = threading.Thread(target=self._write, args=("".join(lines),), name="access log", daemon=True)
+        self._writing.start()
+
+    def _write(self, text: str) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            stream.write(text)
+            stream.flush()
+        except (OSError, ValueError):  # whoever read the lines is gone: nobody to tell, and no reason to stop serving
+            self._stream = None

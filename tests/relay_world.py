@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 import os
 import socket
 import tempfile
@@ -15,8 +17,9 @@ from typing import Any, TypeVar
 import uvloop
 
 from proxy import cookies
+from proxy.accesslog import AccessLog
 from proxy.claims import Grant, Identity, Tokens
-from proxy.serve import Gateway, build, make_server
+from proxy.serve import Gateway, Server, build, make_server
 from proxy.settings import Settings, load
 
 T = TypeVar("T")
@@ -31,13 +34,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Upstream:
-    """A server that does what a script says; each request's head is kept in `heads`, each whole request in `requests`."""
+    """A server that does what a script says; the heads and bodies that its scripts read are kept in `heads`, `bodies`.
+
+    A script gets each connection; when it returns, the connection is closed. `open` counts those that are not closed yet.
+    """
 
     def __init__(self) -> None:
         self.script: Script = self.hello
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
+        self.trailers: list[bytes] = []
         self.connections = 0
+        self.open = 0
         self.url = ""
         self._server: asyncio.Server | None = None
 
@@ -52,9 +60,13 @@ class Upstream:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self.script(reader, writer)
-        writer.close()
+        self.open += 1
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.script(reader, writer)
+        finally:
+            self.open -= 1
+            writer.close()
 
     async def head(self, reader: asyncio.StreamReader) -> bytes:
         """Read one request's head; IncompleteReadError when the gateway closes instead."""
@@ -70,8 +82,8 @@ class Upstream:
             while True:
                 size = int((await reader.readline()).split(b";")[0], 16)
                 if size == 0:
-                    while await reader.readline() not in (b"\r\n", b""):
-                        pass
+                    while (line := await reader.readline()) not in (b"\r\n", b""):
+                        self.trailers.append(line)
                     break
                 body += (await reader.readexactly(size + 2))[:-2]
         else:
@@ -112,6 +124,14 @@ class Client:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
+    async def head(self) -> bytes:
+        """Read the head of a response."""
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)
+
+    async def exactly(self, size: int) -> bytes:
+        """Read so many bytes."""
+        return await asyncio.wait_for(self.reader.readexactly(size), PATIENCE)
+
     async def response(self, *, head_only: bool = False) -> tuple[int, bytes, bytes]:
         """Read one response: status, head, body (chunked coding taken off)."""
         head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), PATIENCE)
@@ -141,6 +161,15 @@ class Client:
         self.send(raw)
         return await self.response(head_only=raw.startswith(b"HEAD "))
 
+    async def ends(self) -> str:
+        """How the connection ends: "closed" cleanly or "reset". AssertionError when anything comes before that."""
+        try:
+            rest = await self.rest()
+        except ConnectionResetError:
+            return "reset"
+        assert rest == b""
+        return "closed"
+
     def close(self) -> None:
         self.writer.close()
 
@@ -151,13 +180,32 @@ class Client:
 class World:
     """See the module."""
 
-    def __init__(self, gateway: Gateway, upstream: Upstream, port: int) -> None:
+    def __init__(self, gateway: Gateway, upstream: Upstream, server: Server, port: int) -> None:
         self.gateway = gateway
         self.upstream = upstream
+        self.server = server
         self.port = port
+        self._log = io.StringIO()
+        self.gateway.relay.log = AccessLog(self._log, "json")
 
-    async def connect(self) -> Client:
-        return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
+    async def connect(self, *, receive_buffer: int = 0) -> Client:
+        """A new connection; with `receive_buffer`, one whose kernel takes about so many bytes that nobody has read."""
+        if not receive_buffer:
+            return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        return Client(*await asyncio.open_connection(sock=sock, limit=receive_buffer))
+
+    def later(self, seconds: float) -> None:
+        """Let the gateway believe that so much time has passed, and do what is then due."""
+        self.gateway.relay.sweep(asyncio.get_running_loop().time() + seconds, time.time() + seconds)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The access log so far."""
+        self.gateway.relay.log.flush()
+        return [json.loads(line) for line in self._log.getvalue().splitlines()]
 
     async def ask(self, raw: bytes) -> tuple[int, bytes, bytes]:
         """One request on a connection of its own."""
@@ -174,6 +222,11 @@ class World:
         grant = Grant(identity=person, tokens=tokens, sid=None, signed_in_at=time.time())
         _, value = await self.gateway.store.create(grant, browser="test", address="127.0.0.1")
         return f"{cookies.session_name(self.gateway.settings)}={value}".encode()
+
+    async def end_sessions(self) -> None:
+        """End every session there is."""
+        for session_id in list(self.gateway.store._sessions):  # type: ignore[attr-defined]
+            await self.gateway.store.end(session_id)
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Wait until something has become true."""
@@ -212,7 +265,7 @@ async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
     else:
         settings = settings_for(upstream.url, **environ)
     gateway = build(settings)
-    gateway.log._stream = None  # type: ignore[misc]
+    gateway.log._stream = None
     await gateway.store.start()
     listener = socket.create_server(("127.0.0.1", 0))
     server = make_server(gateway)
@@ -220,7 +273,7 @@ async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
     while not server.started:
         await asyncio.sleep(0.001)
     try:
-        yield World(gateway, upstream, listener.getsockname()[1])
+        yield World(gateway, upstream, server, listener.getsockname()[1])
     finally:
         server.force_exit = True
         server.should_exit = True
