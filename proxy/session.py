@@ -87,6 +87,14 @@ class SessionStore(ABC):
         """End a session; True when there was one."""
 
     @abstractmethod
+    async def end_user(self, sub: str) -> int:
+        """End every session of a person; returns how many there were."""
+
+    @abstractmethod
+    async def end_sid(self, sid: str) -> int:
+        """End every session that came of one session at Logto; returns how many there were."""
+
+    @abstractmethod
     async def once(self, key: str, ttl: float) -> bool:
         """Claim `key` for `ttl` seconds: True for one caller only, over all workers on this store."""
 
@@ -177,6 +185,14 @@ class MemoryStore(SessionStore):
         return self._drop(session_id)
 
     @override
+    async def end_user(self, sub: str) -> int:
+        return self._drop_where(lambda session: session.identity.sub == sub)
+
+    @override
+    async def end_sid(self, sid: str) -> int:
+        return self._drop_where(lambda session: session.sid == sid)
+
+    @override
     async def once(self, key: str, ttl: float) -> bool:
         now = self._clock()
         if self._claims.get(key, now) > now:
@@ -217,6 +233,16 @@ class MemoryStore(SessionStore):
         if found:
             self._ended(session_id)
         return found
+
+    def _drop_where(self, ends: Callable[[Session], bool]) -> int:
+        """Look through all of them: in one process there are few, and they are at hand."""
+        now = self._clock()
+        chosen = [
+            (it, session.alive(now, self._idle)) for it, (session, _, _) in self._sessions.items() if ends(session)
+        ]
+        for session_id, _ in chosen:
+            self._drop(session_id)
+        return sum(alive for _, alive in chosen)
 
     def _sweep(self, now: float) -> None:
         """Forget what has run out, at most once a minute: its cost is spread over the sign-ins of that minute."""

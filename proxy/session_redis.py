@@ -5,6 +5,10 @@ last seen). It always has a TTL: what is left of the idle timeout or of the life
 so that noting a use cannot undo a refresh that another worker stores at the same moment, and both changes run as
 scripts that touch only a record that still exists: neither can bring back a session that has been ended.
 
+`postern:u:<hash>` and `postern:l:<hash>` are sets of the ids of one person's sessions and of those that came of one session
+at Logto, so that all of them can be ended. Hashes: who can read the store need not learn who is signed in. An id stays in
+its set after its session has run out; the set goes with the last of them.
+
 Every failure of Redis or of the way there is StoreUnavailable, after three seconds at most.
 """
 
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import secrets
 import time
@@ -46,6 +51,9 @@ _TOUCH_SECONDS: Final = 60.0
 _COMPLAINT_SECONDS: Final = 10.0
 _SESSION: Final = "postern:s:"
 _ONCE: Final = "postern:once:"
+_USER: Final = "postern:u:"
+_SID: Final = "postern:l:"
+_AT_ONCE: Final = 500  # ids: no single command holds up Redis for long
 
 # Only forward: a worker whose clock is behind does not age a session that another has just seen.
 _TOUCH: Final = """
@@ -105,7 +113,10 @@ class RedisStore(SessionStore):
         async with self._asking(), self._redis.pipeline(transaction=True) as transaction:
             transaction.hset(_SESSION + holder.id, mapping=record)
             transaction.pexpire(_SESSION + holder.id, self._ttl(session, session.seen_at))
-            if await transaction.execute() != [len(record), True]:
+            for name in _indexes(session):
+                transaction.sadd(name, holder.id)
+                transaction.pexpire(name, int(self._lifetime * 1000))
+            if (await transaction.execute())[:2] != [len(record), True]:
                 raise StoreUnavailable("Redis did not store the session")
         return session, holder.cookie
 
@@ -146,6 +157,14 @@ class RedisStore(SessionStore):
         return found
 
     @override
+    async def end_user(self, sub: str) -> int:
+        return await self._end_all(_index(_USER, sub))
+
+    @override
+    async def end_sid(self, sid: str) -> int:
+        return await self._end_all(_index(_SID, sid))
+
+    @override
     async def once(self, key: str, ttl: float) -> bool:
         mark = secrets.token_bytes(8)
         async with self._asking():
@@ -173,6 +192,21 @@ class RedisStore(SessionStore):
             task.cancel()
         await asyncio.gather(*self._touching.values(), return_exceptions=True)
         await self._redis.aclose()
+
+    async def _end_all(self, name: str) -> int:
+        """End the sessions in the set `name`, some at a time: no person has so many that Redis is held up."""
+        found, cursor = 0, None
+        while cursor != 0:
+            async with self._asking():
+                cursor, members = await self._redis.sscan(name, cursor or 0, count=_AT_ONCE)
+                ids = [bytes(member).decode("ascii", "replace") for member in members if isinstance(member, bytes)]
+                if ids:
+                    found += await self._redis.delete(*(_SESSION + session_id for session_id in ids))
+                    # Never the whole set: a sign-in of this very moment may have added to it.
+                    await self._redis.srem(name, *ids)
+            for session_id in ids:
+                self._ended(session_id)
+        return found
 
     async def _fetch(self, session_id: str, *fields: str) -> list[bytes | None]:
         async with self._asking():
@@ -243,6 +277,15 @@ class RedisStore(SessionStore):
             raise StoreUnavailable(f"Redis: {type(error).__name__}: {error}") from None
         except Exception as error:  # noqa: BLE001 -- redis-py stumbles (AttributeError, …) over a server's nonsense
             raise StoreUnavailable(f"Redis answered nonsense: {type(error).__name__}") from None
+
+
+def _indexes(session: Session) -> list[str]:
+    """The sets that `session` is in."""
+    return [_index(_USER, session.identity.sub), *([_index(_SID, session.sid)] if session.sid else [])]
+
+
+def _index(prefix: str, value: str) -> str:
+    return prefix + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _pool(url: str) -> BlockingConnectionPool:

@@ -124,6 +124,34 @@ def test_a_session_is_found_by_its_cookie(bench: Bench) -> None:
     bench.run(conversation)
 
 
+def test_all_sessions_of_a_person_or_of_a_logto_session_end_and_no_other(bench: Bench) -> None:
+    bob = Grant(identity_from_claims({"sub": "bob"}), TOKENS, None, 1.0)
+    elsewhere = Grant(ALICE, TOKENS, "another-sid", 1.0)
+
+    async def conversation(store: SessionStore) -> None:
+        ended: list[str] = []
+        store.on_end(ended.append)
+        here, there = (await sign_in(store))[0], (await sign_in(store, elsewhere))[0]
+        third, (_, cookie) = (await sign_in(store, elsewhere))[0], await sign_in(store, bob)
+        assert (await store.end_sid("unknown"), await store.end_user("nobody")) == (0, 0)
+        assert (await store.end_sid("logto-sid"), ended) == (1, [here.id])
+        assert await store.end_user(ALICE.sub) == 2
+        assert set(ended) >= {here.id, there.id, third.id}
+        assert (await store.end_user(ALICE.sub), await store.end_sid("another-sid")) == (0, 0)
+        assert await store.load(cookie) is not None
+
+    bench.run(conversation)
+
+
+def test_more_sessions_of_one_person_than_are_ended_at_once(bench: Bench) -> None:
+    async def conversation(store: SessionStore) -> None:
+        cookies = [(await sign_in(store))[1] for _ in range(1200)]
+        assert await store.end_user(ALICE.sub) == 1200
+        assert [await store.load(cookie) for cookie in cookies[::100]] == [None] * 12
+
+    bench.run(conversation)
+
+
 def test_a_cookie_says_nothing_and_is_always_new(bench: Bench) -> None:
     async def conversation(store: SessionStore) -> None:
         cookies = [(await sign_in(store))[1] for _ in range(20)]
