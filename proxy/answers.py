@@ -225,13 +225,24 @@ class Answers:
             case Kind.FORBIDDEN:
                 return self._forbidden(request, verdict)
             case Kind.UPSTREAM:
-                page = "upstream_slow" if verdict.status == HTTPStatus.GATEWAY_TIMEOUT else "upstream_down"
-                return self.answer(request, page, verdict.status, reason=verdict.reason, actions=self.reload(request))
+                return self._upstream(request, verdict)
             case kind if kind in _PLAIN:
                 return self._plain(request, verdict)
             case _:
                 # PASS and OWN never come here. Should a verdict go astray, nobody is let in by it.
                 return self.answer(request, "error", 500)
+
+    def _upstream(self, request: Request, verdict: Verdict) -> Response:
+        page = "upstream_slow" if verdict.status == HTTPStatus.GATEWAY_TIMEOUT else "upstream_down"
+        busy = verdict.status == HTTPStatus.SERVICE_UNAVAILABLE
+        return self.answer(
+            request,
+            verdict.reason if has_text(f"{verdict.reason}.title") else page,
+            verdict.status,
+            reason=verdict.reason,
+            actions=self.reload(request),
+            headers={"Retry-After": RETRY_AFTER} if busy else None,
+        )
 
     def _plain(self, request: Request, verdict: Verdict) -> Response:
         busy = verdict.status == HTTPStatus.SERVICE_UNAVAILABLE

@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -55,7 +55,7 @@ class Pool:
         self.url = server.url
         self.authority = authority(server.url).encode()
         self.standing = Standing()
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self._limit = server.max_connections or _UNLIMITED
         self._busy = 0  # places held
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a place
@@ -64,6 +64,7 @@ class Pool:
         self._hint = b""
         self._idle_seconds = IDLE_SECONDS
         self._turn = 0
+        self._retired = False
         self._said = ""
         self._said_at = 0.0
         parts = urlsplit(server.url)
@@ -120,7 +121,7 @@ class Pool:
             return
         now = time.monotonic()
         connection.busy = False
-        if now - connection.opened_at > LONGEST_LIFE:
+        if self._retired or now - connection.opened_at > LONGEST_LIFE:
             connection.close()
         else:
             connection.fresh_until = now + self._idle_seconds
@@ -177,7 +178,7 @@ class Pool:
             return made[-1]
 
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(self.connect_timeout):
                 sock = await self._dialer.dial()
                 connected = True
                 if self._unix:
@@ -189,7 +190,7 @@ class Pool:
             for unfinished in made:
                 unfinished.abort()
             if isinstance(error, TimeoutError):
-                detail = f"no connection within {self._connect_timeout:g} s"
+                detail = f"no connection within {self.connect_timeout:g} s"
                 raise UpstreamFailed(UpstreamProblem.CONNECT_TIMEOUT, detail, retry_safe=True) from None
             if isinstance(error, OSError | UnicodeError):
                 raise _unconnected(error, shaking=connected and tls is not None) from None
@@ -234,6 +235,12 @@ class Pool:
         while self._idle and now >= self._idle[0].fresh_until:
             self._idle.popleft().close()
 
+    def retire(self) -> None:
+        """No more requests will come: keep nothing idle. Those under way finish."""
+        self._retired = True
+        while self._idle:
+            self._idle.popleft().close()
+
     def close(self) -> None:
         """Close every connection."""
         for connection in list(self._open):
@@ -250,7 +257,7 @@ class Pool:
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(self.connect_timeout):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
@@ -259,7 +266,7 @@ class Pool:
                 with suppress(ValueError):
                     self._waiting.remove(waiter)
             if isinstance(error, TimeoutError):
-                detail = f"no place among its {self._limit} connections within {self._connect_timeout:g} s"
+                detail = f"no place among its {self._limit} connections within {self.connect_timeout:g} s"
                 raise UpstreamFailed(UpstreamProblem.BUSY, detail, retry_safe=True) from None
             raise
 
@@ -278,7 +285,8 @@ class Upstreams:
     def __init__(self, connect_timeout: float) -> None:
         self._connect_timeout = connect_timeout
         self._pools: dict[Server, Pool] = {}
-        self._checks: list[HealthCheck] = []
+        self._checks: dict[Server, HealthCheck] = {}
+        self._started = False
 
     def pools(self, servers: Sequence[Server]) -> tuple[Pool, ...]:
         """The pools of a route's servers, made on first use."""
@@ -286,12 +294,30 @@ class Upstreams:
             if server not in self._pools:
                 pool = self._pools[server] = Pool(server, self._connect_timeout)
                 if server.health is not None:
-                    self._checks.append(HealthCheck(pool, server.health))
+                    check = self._checks[server] = HealthCheck(pool, server.health)
+                    if self._started:
+                        check.start()
         return tuple(self._pools[server] for server in servers)
+
+    def keep(self, servers: Iterable[Server], connect_timeout: float) -> None:
+        """Let go of every server but `servers`, all that new settings name; requests under way there finish.
+
+        The others keep their connections, and what is known about them.
+        """
+        wanted = frozenset(servers)
+        for server in self._pools.keys() - wanted:
+            self._pools.pop(server).retire()
+            check = self._checks.pop(server, None)
+            if check is not None:
+                check.stop()
+        self._connect_timeout = connect_timeout
+        for pool in self._pools.values():
+            pool.connect_timeout = connect_timeout
 
     def start(self) -> None:
         """Begin with the health checks. Needs a running event loop."""
-        for check in self._checks:
+        self._started = True
+        for check in self._checks.values():
             check.start()
 
     def prune(self) -> None:
@@ -302,7 +328,8 @@ class Upstreams:
 
     def close(self) -> None:
         """Stop the checks, and close every connection of every pool."""
-        for check in self._checks:
+        self._started = False
+        for check in self._checks.values():
             check.stop()
         for pool in self._pools.values():
             pool.close()
