@@ -24,11 +24,12 @@ from jwt.exceptions import InvalidTokenError, PyJWTError
 
 from proxy.errors import PosternError, Side
 
+ID_TOKEN: Final = "JWT"  # the `typ` of ID tokens, for those that have one  # noqa: S105 -- a media type
 LEEWAY: Final = 30.0  # seconds that Logto's clock and ours may differ
 _TOKEN_BYTES: Final = 64 * 1024
 _KEYS: Final = 32
 _RSA_BITS: Final = 2048
-_SUB_CHARS: Final = 255  # OpenID Connect Core 2
+_NAME_CHARS: Final = 255  # of a sub: OpenID Connect Core 2
 _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 _CURVES: Final[Mapping[str, frozenset[str]]] = {
     "P-256": frozenset({"ES256"}),
@@ -83,12 +84,13 @@ class KeySet:
                 yield key
 
 
-def signed_claims(token: str, keys: KeySet, offered: Collection[str]) -> dict[str, Any]:
+def signed_claims(token: str, keys: KeySet, offered: Collection[str], typ: str = ID_TOKEN) -> dict[str, Any]:
     """Return what `token` says when a key of `keys` signed it; raises UnknownKey, or BadToken for everything else.
 
-    `offered`: the algorithms in the issuer's discovery document. Only asymmetric ones among them count.
+    `offered`: the algorithms in the issuer's discovery document. Only asymmetric ones among them count. `typ`: the kind of token
+    that is wanted.
     """
-    header = _header(token)
+    header = _header(token, typ)
     algorithm, kid = header.get("alg"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in ASYMMETRIC:
         raise BadToken("its alg is not one that is accepted")
@@ -106,9 +108,9 @@ def signed_claims(token: str, keys: KeySet, offered: Collection[str]) -> dict[st
     raise BadToken("its signature is not the issuer's")
 
 
-def has_key(token: str, keys: KeySet, offered: Collection[str]) -> bool:
-    """Whether a key of `keys` fits the header of `token`; raises BadToken for what is no token."""
-    header = _header(token)
+def has_key(token: str, keys: KeySet, offered: Collection[str], typ: str = ID_TOKEN) -> bool:
+    """Whether a key of `keys` fits the header of `token`; raises BadToken for what is no token of the kind `typ`."""
+    header = _header(token, typ)
     algorithm = str(header.get("alg"))
     return algorithm in offered and any(True for _ in keys.candidates(header.get("kid"), algorithm))
 
@@ -118,17 +120,21 @@ def check_id_token(claims: Mapping[str, Any], *, issuer: str, client_id: str, no
 
     The nonce is not judged here: only who sent it knows it, and a refreshed token need not have one.
     """
+    if text_of(claims, "sub") is None:
+        raise BadToken("it has no usable sub")
+    check_issued(claims, issuer=issuer, client_id=client_id, now=now)
+
+
+def check_issued(claims: Mapping[str, Any], *, issuer: str, client_id: str, now: float) -> None:
+    """Raise BadToken unless signed `claims` are `issuer`'s, for this client, and valid at `now` (epoch seconds)."""
     if claims.get("iss") != issuer:
         raise BadToken("its iss is another issuer")
-    sub = claims.get("sub")
-    if not isinstance(sub, str) or not 0 < len(sub) <= _SUB_CHARS:
-        raise BadToken("it has no usable sub")
     _check_audience(claims, client_id)
-    if now - LEEWAY >= _time(claims, "exp"):
+    if now - LEEWAY >= time_of(claims, "exp"):
         raise BadToken("it has expired")
-    if _time(claims, "iat") > now + LEEWAY:
+    if time_of(claims, "iat") > now + LEEWAY:
         raise BadToken("it was issued in the future")
-    if "nbf" in claims and _time(claims, "nbf") > now + LEEWAY:
+    if "nbf" in claims and time_of(claims, "nbf") > now + LEEWAY:
         raise BadToken("it is not valid yet")
 
 
@@ -164,6 +170,12 @@ def unverified_claims(token: str) -> dict[str, Any]:
         return {}
 
 
+def text_of(claims: Mapping[str, Any], name: str) -> str | None:
+    """Return claim `name` when it is text that can be the name of something: neither empty nor endless."""
+    value = claims.get(name)
+    return value if isinstance(value, str) and 0 < len(value) <= _NAME_CHARS else None
+
+
 def number_of(value: object) -> float | None:
     """Return a JSON number as a finite float; None for everything else."""
     try:
@@ -173,15 +185,16 @@ def number_of(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _header(token: str) -> dict[str, Any]:
+def _header(token: str, typ: str = ID_TOKEN) -> dict[str, Any]:
     if len(token) > _TOKEN_BYTES or not token.isascii():
         raise BadToken("it is no token")
     try:
         header = jwt.get_unverified_header(token)
     except (InvalidTokenError, ValueError, RecursionError):
         raise BadToken("it is no token") from None
-    # A logout token or an access token of the same issuer is signed with the same keys (RFC 8725 3.11).
-    if str(header.get("typ", "JWT")).upper() != "JWT":
+    # ID tokens, logout tokens and access tokens of one issuer are signed with the same keys: `typ` keeps them apart
+    # (RFC 8725 3.11). Only ID tokens may go without; media types may leave out "application/" (RFC 7515 4.1.9).
+    if str(header.get("typ", ID_TOKEN)).lower().removeprefix("application/") != typ.lower():
         raise BadToken("its typ is another kind of token's")
     if "crit" in header:
         raise BadToken("it demands an extension")  # RFC 7515 4.1.11: what is not understood must not be accepted
@@ -210,7 +223,8 @@ def _check_audience(claims: Mapping[str, Any], client_id: str) -> None:
         raise BadToken("its azp is not this client")
 
 
-def _time(claims: Mapping[str, Any], name: str) -> float:
+def time_of(claims: Mapping[str, Any], name: str) -> float:
+    """Return the time in claim `name`, epoch seconds; raises BadToken when there is none."""
     number = number_of(claims.get(name))
     if number is None:
         raise BadToken(f"it has no usable {name}")

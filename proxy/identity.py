@@ -9,6 +9,7 @@ The rule for what Logto does not answer: a sign-in fails, everything else goes o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -26,7 +27,16 @@ from logto.models.response import TokenResponse
 from proxy.attempts import ATTEMPT_SECONDS, Attempt, Attempts
 from proxy.claims import Grant, Identity, Tokens, identity_from_claims
 from proxy.errors import LogtoRefused, LogtoUnavailable, SignInFailed, SignInProblem
-from proxy.id_tokens import BadToken, algorithm_of, check_access_token, check_nonce, number_of, unverified_claims
+from proxy.id_tokens import (
+    LEEWAY,
+    BadToken,
+    algorithm_of,
+    check_access_token,
+    check_nonce,
+    number_of,
+    unverified_claims,
+)
+from proxy.logout_tokens import LogoutToken
 from proxy.logto_http import LogtoHttp, printable
 from proxy.oidc import AttemptClient, AttemptStorage, LogtoCore, Metadata, Published
 from proxy.sealing import KeyRing
@@ -211,6 +221,19 @@ class RelyingParty:
         if tokens is not None and await self._is_current(tokens.id_token):
             extras["id_token_hint"] = tokens.id_token
         return _with(url, extras)
+
+    async def logout(self, logout_token: str) -> LogoutToken:
+        """Return whom `logout_token`, sent by Logto of its own accord, signs out, once.
+
+        Raises BadToken, also for one that has come before; LogtoUnavailable when Logto's keys cannot be had; StoreUnavailable
+        when it cannot be told whether it has come before.
+        """
+        logout = await self._published.logout(logout_token)
+        # Remembered for as long as it could be used again, by its hash: its maker chose the text.
+        name = hashlib.sha256(logout.jti.encode("utf-8", "surrogatepass")).hexdigest()
+        if not await self._once(f"logout:{name}", logout.expires_at + LEEWAY - self._clock()):
+            raise BadToken("it has been used before")
+        return logout
 
     async def check(self, *, credentials: bool = False) -> str:
         """Ask Logto anew for what it publishes, and say what that is; raises LogtoUnavailable.

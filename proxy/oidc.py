@@ -26,8 +26,9 @@ from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
 from typing_extensions import override
 
 from proxy.errors import LogtoUnavailable
-from proxy.id_tokens import KeySet, UnknownKey, check_id_token, has_key, signed_claims
+from proxy.id_tokens import ID_TOKEN, KeySet, UnknownKey, check_id_token, has_key, signed_claims
 from proxy.lastgood import LastGood
+from proxy.logout_tokens import LOGOUT_TOKEN, LogoutToken, read_logout_token
 from proxy.logto_http import Answer, LogtoHttp, printable
 from proxy.settings import LogtoSettings
 
@@ -98,13 +99,13 @@ class Published:
             "Logto's key set", self._fetch_keys, ttl=_KEYS_SECONDS, pause=_PAUSE_SECONDS, clock=clock
         )
 
-    async def prepare(self, id_token: str) -> None:
-        """Have the key at hand that `id_token` names, if Logto publishes it; raises LogtoUnavailable, BadToken.
+    async def prepare(self, token: str, typ: str = ID_TOKEN) -> None:
+        """Have the key at hand that `token` names, if Logto publishes it; raises LogtoUnavailable, BadToken.
 
         A key that is not known may be a new one. A rotation can change the algorithms too, so discovery is asked again as well.
         """
         metadata, keys = await self.metadata.get(), await self.keys.get()
-        if not has_key(id_token, keys, metadata.id_token_signing_alg_values_supported):
+        if not has_key(token, keys, metadata.id_token_signing_alg_values_supported, typ):
             await self.metadata.renew()
             await self.keys.renew()
 
@@ -113,12 +114,22 @@ class Published:
 
         Needs no I/O, but a `prepare` before: the package verifies synchronously.
         """
+        claims = self._signed(id_token, ID_TOKEN)
+        check_id_token(claims, issuer=self._settings.issuer, client_id=self._settings.app_id, now=self._clock())
+        return claims
+
+    async def logout(self, token: str) -> LogoutToken:
+        """Return what a logout token says that this Logto sent to this application; raises BadToken, LogtoUnavailable."""
+        await self.prepare(token, LOGOUT_TOKEN)
+        claims = self._signed(token, LOGOUT_TOKEN)
+        settings = self._settings
+        return read_logout_token(claims, issuer=settings.issuer, client_id=settings.app_id, now=self._clock())
+
+    def _signed(self, token: str, typ: str) -> dict[str, Any]:
         metadata, keys = self.metadata.value, self.keys.value
         if metadata is None or keys is None:
             raise UnknownKey("no key of the issuer is known yet")
-        claims = signed_claims(id_token, keys, metadata.id_token_signing_alg_values_supported)
-        check_id_token(claims, issuer=self._settings.issuer, client_id=self._settings.app_id, now=self._clock())
-        return claims
+        return signed_claims(token, keys, metadata.id_token_signing_alg_values_supported, typ)
 
     async def publishes_key_of(self, id_token: str) -> bool:
         """Whether Logto still publishes the key that `id_token` names; raises LogtoUnavailable, BadToken."""
