@@ -185,18 +185,24 @@ class World:
         self.upstream = upstream
         self.server = server
         self.port = port
+        self._clients: list[Client] = []
         self._log = io.StringIO()
         self.gateway.relay.log = AccessLog(self._log, "json")
 
     async def connect(self, *, receive_buffer: int = 0) -> Client:
         """A new connection; with `receive_buffer`, one whose kernel takes about so many bytes that nobody has read."""
-        if not receive_buffer:
-            return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22))
         sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        return Client(*await asyncio.open_connection(sock=sock, limit=receive_buffer))
+        client = Client(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 22))
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.abort()
 
     def later(self, seconds: float) -> None:
         """Let the gateway believe that so much time has passed, and do what is then due."""
@@ -272,9 +278,11 @@ async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.001)
+    world = World(gateway, upstream, server, listener.getsockname()[1])
     try:
-        yield World(gateway, upstream, server, listener.getsockname()[1])
+        yield world
     finally:
+        world.close()
         server.force_exit = True
         server.should_exit = True
         await task
