@@ -8,10 +8,11 @@ collector does, without stopping the gateway. What finds no room then is counted
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from proxy.gate import Verdict
@@ -20,22 +21,43 @@ if TYPE_CHECKING:
 _FLUSH_SECONDS: Final = 0.2
 _GATHERED: Final = 20_000  # lines kept while nobody takes them
 _PATH_CHARACTERS: Final = 2048  # of a path in a line: log collectors cut or refuse long lines
+_LONG_LINE: Final = 4096  # characters: more than that do not go through a pipe in one piece
+_SHORT_PATH: Final = 256  # characters of a path in a line that would be too long; each may take six when it is written
 _LAST_SECONDS: Final = 2.0  # how long the end of the process may wait for the last lines to be taken
 # What json.dumps itself uses for strings: quotes, controls and everything outside ASCII are escaped, so that nothing a
 # client sends can end a line or begin another.
 _escape: Final = json.encoder.encode_basestring_ascii
 
 
-class AccessLog:
-    """Writes access lines to `stream` as JSON or for reading on a console; `stream` None writes nothing."""
+class Stream(Protocol):
+    """What lines are written to, whole ones at a time. Both methods may block, and raise OSError."""
 
-    def __init__(self, stream: TextIO | None, form: Literal["json", "console"]) -> None:
+    def write(self, text: str, /) -> object:
+        """Write `text`."""
+
+    def flush(self) -> object:
+        """Hold nothing back."""
+
+
+class AccessLog:
+    """Writes access lines to `stream` as JSON or for reading on a console; `stream` None writes nothing.
+
+    `lost` counts the lines that nobody took.
+    """
+
+    def __init__(self, stream: Stream | None, form: Literal["json", "console"]) -> None:
         self._stream = stream
         self._json = form == "json"
         self._lines: list[str] = []
-        self._lost = 0
+        self._lost = 0  # since that was last written
+        self.lost = 0
         self._timer: asyncio.TimerHandle | None = None
         self._writing: threading.Thread | None = None
+
+    def redirect(self, stream: Stream | None, form: Literal["json", "console"]) -> None:
+        """Write to another stream from now on, or in another form; what is gathered goes there too."""
+        self._stream = stream
+        self._json = form == "json"
 
     def write(self, request: Request, *, cut: bool = False) -> None:
         """Add the line of a request that has just ended; `cut` when its answer is incomplete."""
@@ -86,7 +108,7 @@ class AccessLog:
         sent: int,
     ) -> None:
         if len(self._lines) >= _GATHERED:
-            self._lost += 1
+            self._lose(1)
             return
         if self._json:
             line = (
@@ -100,9 +122,17 @@ class AccessLog:
                 f"{time.strftime('%H:%M:%S')} {status} {method} {_escape(host + path)[1:-1]} {milliseconds:.1f} ms {sent} B "
                 f"route={route or '-'} {outcome} user={_escape(user or '-')[1:-1]} id={_escape(request_id)[1:-1]}\n"
             )
+        if len(line) > _LONG_LINE and len(path) > _SHORT_PATH:
+            path = path[:_SHORT_PATH]
+            self._add(request_id, client, method, host, path, status, route, outcome, user, milliseconds, sent)
+            return
         self._lines.append(line)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._later)
+
+    def _lose(self, lines: int) -> None:
+        self._lost += lines
+        self.lost += lines
 
     def _later(self) -> None:
         self._timer = None
@@ -137,5 +167,8 @@ class AccessLog:
         try:
             stream.write(text)
             stream.flush()
-        except (OSError, ValueError):  # whoever read the lines is gone: nobody to tell, and no reason to stop serving
-            self._stream = None
+        except (OSError, ValueError) as error:
+            # Nobody to tell, and no reason to stop serving. Whoever read a pipe is gone for good; a full disk may be emptied.
+            self._lose(text.count("\n"))
+            if not isinstance(error, OSError) or error.errno == errno.EPIPE:
+                self._stream = None

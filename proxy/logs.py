@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 
+from proxy.logplace import LogPlace
 from proxy.settings import LogSettings
 
 
@@ -16,6 +17,16 @@ def form_of(settings: LogSettings) -> Literal["json", "console"]:
     if settings.format == "auto":
         return "console" if sys.stdout.isatty() else "json"
     return settings.format
+
+
+def access_place(settings: LogSettings) -> tuple[LogPlace | None, Literal["json", "console"]]:
+    """Where access lines go, None for nowhere, and in which form. OSError when the file cannot be written."""
+    if settings.access == "off":
+        return None, "json"
+    place = LogPlace(settings.access)
+    if settings.format == "auto":
+        return place, "console" if place.terminal else "json"
+    return place, settings.format
 
 
 def configure(settings: LogSettings) -> None:

@@ -1,0 +1,66 @@
+"""The places that access lines are written to: standard output, standard error, or a file that others rotate.
+
+Several workers write to the same place. A line stays whole because no write is longer than a pipe takes in one piece (PIPE_BUF,
+pipe(7)); a socket to the journal does as well, and to a file that is opened for appending every write is one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+from collections.abc import Iterator
+from typing import Final
+
+_STREAMS: Final = {"stdout": 1, "stderr": 2}
+
+
+class LogPlace:
+    """What `log.access` names: "stdout", "stderr" or the path of a file, made where there is none. OSError if it cannot be."""
+
+    def __init__(self, place: str) -> None:
+        self._path = None if place in _STREAMS else place
+        self._file = io.FileIO(_STREAMS[place], "w", closefd=False) if self._path is None else _appending(place)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether people look at it as it is written."""
+        return self._file.isatty()
+
+    def write(self, text: str) -> None:
+        """Write whole lines. Blocks as long as nobody takes them; OSError when nobody will."""
+        for piece in pieces(text.encode()):
+            left = piece
+            while left:
+                left = left[self._file.write(left) or self._await_room() :]
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, when the old one was moved away. OSError leaves everything as it was."""
+        if self._path is not None:
+            with _appending(self._path) as file:
+                # In one step: a thread that is writing at this moment writes to the one or to the other.
+                os.dup2(file.fileno(), self._file.fileno(), inheritable=False)
+
+    def _await_room(self) -> int:
+        """Somebody has made the stream non-blocking, and it is full: wait. Returns 0."""
+        select.select((), (self._file,), ())
+        return 0
+
+
+def _appending(path: str) -> io.FileIO:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    return io.FileIO(os.open(path, flags, 0o640), "w")
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces of whole lines, none longer than PIPE_BUF unless it is a single line."""
+    start = 0
+    while len(data) - start > select.PIPE_BUF:
+        end = data.rfind(b"\n", start, start + select.PIPE_BUF) + 1 or data.find(b"\n", start) + 1 or len(data)
+        yield data[start:end]
+        start = end
+    if start < len(data):
+        yield data[start:]
