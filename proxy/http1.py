@@ -31,6 +31,7 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([^\x00-
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _LENGTH: Final = re.compile(rb"([0-9]{1,18})(?:[ \t]*,[ \t]*\1)*")
+_LENGTH_BYTES: Final = 256  # of a Content-Length field, repetitions included
 _MARGIN: Final = 64  # what a request line has besides its target: method, spaces, version
 _EMPTY_LINES: Final = 4  # before a request line; RFC 9112 2.2 asks for one, old clients sent it after a form
 
@@ -337,5 +338,5 @@ def _settle_response_framing(response: ResponseHead, method: bytes) -> None:
 
 
 def _content_length(value: bytes) -> int | None:
-    match = _LENGTH.fullmatch(value)
+    match = _LENGTH.fullmatch(value) if len(value) <= _LENGTH_BYTES else None
     return int(match[1]) if match else None

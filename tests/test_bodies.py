@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +25,7 @@ from proxy.http1 import read_request, read_response
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 400), max_size=6), st.binary(max_size=20))
@@ -66,7 +69,12 @@ def test_a_chunked_body_comes_out_whole_however_it_is_cut(
 
 @pytest.mark.parametrize(
     "wire",
-    [b"5;a=b\r\nhello\r\n0\r\n\r\n", b'5 ;a="b c"\r\nhello\r\n00\r\n\r\n', b"05\r\nhello\r\n0;x\r\n\r\n", b"5\t\r\nhello\r\n0 \r\n\r\n"],
+    [
+        b"5;a=b\r\nhello\r\n0\r\n\r\n",
+        b'5 ;a="b c"\r\nhello\r\n00\r\n\r\n',
+        b"05\r\nhello\r\n0;x\r\n\r\n",
+        b"5\t\r\nhello\r\n0 \r\n\r\n",
+    ],
 )
 def test_extensions_and_leading_zeros_are_taken_off(wire: bytes) -> None:
     body = ChunkedBody()
@@ -101,7 +109,7 @@ def test_extensions_and_leading_zeros_are_taken_off(wire: bytes) -> None:
     ],
 )
 def test_what_two_parsers_could_read_differently_is_refused(wire: bytes) -> None:
-    with pytest.raises(ValueError, match="chunk|trailer"):
+    with pytest.raises(ValueError, match=r"chunk|trailer"):
         ChunkedBody().feed(wire)
 
 
@@ -134,6 +142,37 @@ def test_cutting_changes_nothing(data: bytes, cuts: list[int]) -> None:
 
     whole, cut = read([data]), read(pieces(data, cuts))
     assert whole == cut or whole is None or cut is None
+
+
+CHUNKED_PARTS = [
+    b"5\r\nhello\r\n", b"5;x=y\r\nhello\r\n", b"05\r\nhello\r\n", b"5 \r\nhello\r\n", b"5\nhello\n", b"6\r\nhello\r\n",
+    b"A\r\n0123456789\r\n", b"a\r\n0123456789\r\n", b"0x1\r\na\r\n", b"-1\r\n", b"1\r\n\r\r\n", b"2\r\n\r\n\r\n", b"\r\n",
+    b"0\r\n\r\n", b"00\r\n\r\n", b"0;e\r\n\r\n", b"0\r\nX-T: 1\r\n\r\n", b"0\r\nX T: 1\r\n\r\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(CHUNKED_PARTS), max_size=6))
+def test_another_parser_reads_the_same(parts: list[bytes]) -> None:
+    """Whatever both this reader and h11 take for a whole body is the same body, with the same end."""
+    wire = b"".join(parts)
+    theirs = h11.Connection(h11.SERVER)
+    theirs.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + wire)
+    assert isinstance(theirs.next_event(), h11.Request)
+    payload = b""
+    try:
+        while isinstance(event := theirs.next_event(), h11.Data):
+            payload += event.data
+    except h11.RemoteProtocolError:
+        return
+    body = ChunkedBody()
+    try:
+        ours = body.feed(wire)
+    except ValueError:
+        return
+    assert isinstance(event, h11.EndOfMessage) is body.done
+    assert ours == payload
+    if body.done:
+        assert body.rest == theirs.trailing_data[0]
 
 
 def test_a_body_until_the_end_of_the_connection_never_ends_by_itself() -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import MalformedRequest, MalformedResponse
-from proxy.http1 import HeadLimits, RequestHead, ResponseHead, connection_options, read_request, read_response
+from proxy.http1 import (
+    HeadLimits,
+    RequestHead,
+    ResponseHead,
+    connection_options,
+    is_authority,
+    may_tunnel,
+    read_request,
+    read_response,
+)
 
 
 def request(raw: bytes, limits: HeadLimits | None = None) -> RequestHead:
@@ -43,8 +53,17 @@ class TestReading:
     def test_cookies_on_two_lines_are_one_cookie_field(self) -> None:
         assert request(head(b"GET / HTTP/1.1", b"Cookie: a=1", b"Cookie: b=2")).values[b"cookie"] == b"a=1; b=2"
 
-    def test_empty_lines_before_a_request_are_skipped(self) -> None:
+    def test_a_few_empty_lines_before_a_request_are_skipped(self) -> None:
         assert request(b"\r\n\r\n" + head()).method == b"GET"
+        assert read_request(b"\r\n\r\n") is None
+
+    def test_empty_lines_for_ever_are_no_request(self) -> None:
+        with pytest.raises(MalformedRequest):
+            read_request(b"\r\n" * 5)
+
+    def test_a_form_with_a_line_break_too_many_does_not_spoil_the_next_request(self) -> None:
+        """RFC 9112 2.2: some clients send one more CRLF after a POST's body."""
+        assert request(b"\r\n" + head(b"POST / HTTP/1.1", b"Content-Length: 0")).method == b"POST"
 
     def test_empty_and_high_bytes_values_are_kept(self) -> None:
         got = request(head(b"GET / HTTP/1.1", b"X-Empty:", "X-Name: é".encode()))
@@ -99,6 +118,22 @@ class TestReading:
         assert request(head(b"GET / HTTP/1.1", *asked)).upgrade == b"websocket"
         assert request(head(b"GET / HTTP/1.0", *asked)).upgrade is None
         assert request(head(b"GET / HTTP/1.1", b"Upgrade: websocket")).upgrade is None
+
+    @pytest.mark.parametrize(
+        "upgrade",
+        [b"h2c", b"H2C", b"h2", b"h2c-14", b"websocket, h2c", b"h2c,websocket", b"HTTP/2.0", b"http/1.1", b"TLS/1.0, HTTP/1.1",
+         b"tls/1.2", b"SSL", b"spdy/3", b"web socket", b"websocket,", b"web/soc/ket", b""],
+    )  # fmt: skip
+    def test_http_in_disguise_is_no_upgrade(self, upgrade: bytes) -> None:
+        assert request(head(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: " + upgrade)).upgrade is None
+        assert not may_tunnel(upgrade)
+
+    @pytest.mark.parametrize(
+        "upgrade", [b"websocket", b"WebSocket", b"tcp", b"foo/1.2, bar", b"SPDY-like-but-not", b"th2c"]
+    )
+    def test_other_protocols_are(self, upgrade: bytes) -> None:
+        expected = None if upgrade.startswith(b"SPDY") else upgrade
+        assert request(head(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: " + upgrade)).upgrade == expected
 
     def test_expectations(self) -> None:
         assert request(head(b"PUT / HTTP/1.1", b"Expect: 100-Continue", b"Content-Length: 3")).expect_continue
@@ -174,7 +209,18 @@ class TestRefusing:
         assert caught.value.status == status
 
     @pytest.mark.parametrize(
-        "host", [None, b"Host:", b"Host: a b", b"Host: a/b", b"Host: u@a", b"Host: a:b", b"Host: a,b", b"Host: [::1", b"Host: a:123456"]
+        "host",
+        [
+            None,
+            b"Host:",
+            b"Host: a b",
+            b"Host: a/b",
+            b"Host: u@a",
+            b"Host: a:b",
+            b"Host: a,b",
+            b"Host: [::1",
+            b"Host: a:123456",
+        ],
     )
     def test_hosts(self, host: bytes | None) -> None:
         with pytest.raises(MalformedRequest) as caught:
@@ -259,6 +305,11 @@ class TestResponses:
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70000,
+            b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70000 + b"\r\n\r\n",
+            b"\r\nHTTP/1.1 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\nContent-Length: 0\n\r\n\r\n",
+            b"HTTP/1.1 200 O\x00K\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: " + b"1," * 200 + b"1\r\n\r\n",
         ],
     )
     def test_what_is_refused(self, raw: bytes) -> None:
@@ -271,17 +322,78 @@ class TestResponses:
             assert read_response(raw[:cut], b"GET") is None
 
 
+REQUEST_LINES = [
+    b"GET / HTTP/1.1", b"GET /a?b HTTP/1.0", b"POST /x HTTP/1.1", b"GET http://b/x HTTP/1.1", b"OPTIONS * HTTP/1.1",
+    b"GET /\xe9 HTTP/1.1", b"PUT  / HTTP/1.1", b"GET /a b HTTP/1.1", b"get / HTTP/1.1", b"GET / HTTP/1.2",
+]  # fmt: skip
+FIELD_LINES = [
+    b"Host: a", b"Host: b", b"host:a", b"Host : a", b"Content-Length: 3", b"Content-Length: 3, 3", b"content-length:4",
+    b"Content-Length: +3", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding:\tchunked",
+    b"Transfer_Encoding: chunked", b"Connection: close", b"Connection: keep-alive, Upgrade", b"Upgrade: websocket",
+    b"Expect: 100-continue", b"X: \x01", b"X: a\rb", b" folded", b"X:", b":", b"X: \xff\xfe", b"Cookie: a=1", b"Cookie: b=2",
+    b"X: a\nTransfer-Encoding: chunked", b"TE: trailers",
+]  # fmt: skip
+
+
+class TestAnotherParser:
+    """Whatever both this reader and h11 accept, they read the same: a request that two parsers take apart is two requests."""
+
+    @given(
+        st.sampled_from(REQUEST_LINES),
+        st.lists(st.sampled_from(FIELD_LINES), max_size=6),
+        st.sampled_from([b"\r\n", b"\n"]),
+    )
+    def test_requests(self, line: bytes, fields: list[bytes], ending: bytes) -> None:
+        raw = ending.join([line, *fields, b"", b""])
+        theirs = h11.Connection(h11.SERVER)
+        theirs.receive_data(raw)
+        try:
+            event = theirs.next_event()
+        except h11.RemoteProtocolError:
+            return
+        try:
+            found = read_request(raw)
+        except MalformedRequest:
+            return
+        assert isinstance(event, h11.Request)
+        assert found is not None
+        ours = found[0]
+        assert ours.method == event.method
+        assert [(name.lower(), value) for name, value in ours.fields] == list(event.headers) or b"," in ours.values.get(
+            b"content-length", b""
+        )
+        body = theirs.their_state is h11.SEND_BODY and theirs.next_event() is h11.NEED_DATA
+        assert body is (ours.length != 0)
+
+
 class TestAnyInput:
     """The law of the file: a value, "need more", or one named error."""
 
+    @given(st.sampled_from(REQUEST_LINES), st.lists(st.sampled_from(FIELD_LINES), max_size=5))
+    def test_what_comes_in_pieces_is_judged_as_a_whole(self, line: bytes, fields: list[bytes]) -> None:
+        """A part is refused only when the whole is, and read only when all of it is there."""
+        raw = b"\r\n".join([line, *fields, b"", b""])
+        limits = HeadLimits(head=120, uri=60, fields=4)
+        try:
+            whole = read_request(raw, limits)
+        except MalformedRequest:
+            whole = None
+        for cut in range(len(raw)):
+            try:
+                assert read_request(raw[:cut], limits) is None
+            except MalformedRequest:
+                assert whole is None
+                return
+
     @given(st.binary(max_size=300))
     def test_requests(self, raw: bytes) -> None:
+        found, status = None, 400
         try:
             found = read_request(raw)
         except MalformedRequest as error:
-            assert 400 <= error.status <= 505
-        else:
-            assert found is None or found[1] <= len(raw)
+            status = error.status
+        assert 400 <= status <= 505
+        assert found is None or found[1] <= len(raw)
 
     @given(st.binary(max_size=300))
     def test_responses(self, raw: bytes) -> None:
@@ -292,7 +404,9 @@ class TestAnyInput:
         assert found is None or found[1] <= len(raw)
 
     @given(
-        st.lists(st.tuples(st.from_regex(rb"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True), st.binary(max_size=40)), max_size=8),
+        st.lists(
+            st.tuples(st.from_regex(rb"[A-Za-z][A-Za-z0-9-]{0,20}", fullmatch=True), st.binary(max_size=40)), max_size=8
+        ),
         st.integers(0, 200),
     )
     def test_every_accepted_field_line_is_accounted_for(self, fields: list[tuple[bytes, bytes]], cut: int) -> None:
@@ -308,10 +422,27 @@ class TestAnyInput:
         # what was read, written out again, is what was sent (white space around values aside): no byte is unaccounted for
         written = [b"%b:%b" % (name, value) for name, value in got.fields]
         lines = raw[: used - 4].split(b"\r\n")[1:]
-        assert [b"%b:%b" % (line.partition(b":")[0], line.partition(b":")[2].strip(b" \t")) for line in lines] == written
+        assert [
+            b"%b:%b" % (line.partition(b":")[0], line.partition(b":")[2].strip(b" \t")) for line in lines
+        ] == written
         assert part is None or part[1] <= cut
 
 
 def test_connection_options_are_lower_case_and_never_empty() -> None:
     assert connection_options(b"Keep-Alive ,, X-Foo") == {b"keep-alive", b"x-foo"}
     assert connection_options(None) == connection_options(b"") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [b"", b"a:", b"a b", b"a/b", b"a@b", b"a,b", b"[::1", b"a:1234567", b"\xe9", b"a\x00", b"a\n", b"[]", b"a[::1]"],
+)
+def test_what_is_no_authority(host: bytes) -> None:
+    assert not is_authority(host)
+
+
+@pytest.mark.parametrize(
+    "host", [b"a", b"a.example:80", b"a_b.example", b"127.0.0.1:1", b"[::1]", b"[::1]:8080", b"A.", b"a-b"]
+)
+def test_what_is_one(host: bytes) -> None:
+    assert is_authority(host)
