@@ -218,7 +218,9 @@ class Pool:
             _log.error("upstream %s: %s", self.url, error)
             return
         now = time.monotonic()
-        pause = self.standing.failed(now, unreachable=error.problem in _UNREACHABLE)
+        pause = None
+        if error.problem is not UpstreamProblem.BUSY:  # a full server is not a broken one
+            pause = self.standing.failed(now, unreachable=error.problem in _UNREACHABLE)
         text = f"{error.problem.value}: {error}"
         if pause is not None:
             _log.warning("upstream %s: %s; set aside for %g s", self.url, text, pause)

@@ -114,7 +114,12 @@ class UpstreamConnection(asyncio.Protocol):
         ):  # with TLS 1.3 a server refuses our certificate when the handshake is over for us
             self.lost = UpstreamFailed(UpstreamProblem.TLS, reason_of(exc))
         else:
-            self.lost = UpstreamFailed(UpstreamProblem.RESET, "it closed the connection before its answer was complete")
+            detail = "it closed the connection before its answer was complete"
+            if (
+                self._tls and not self.answered and not self.used
+            ):  # and the refusal itself may be lost with the connection
+                detail += "; does it want a client certificate?"
+            self.lost = UpstreamFailed(UpstreamProblem.RESET, detail)
         self.pool.forget(self)
         sink = self._sink
         if sink is None:

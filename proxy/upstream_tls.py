@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import ssl
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,7 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         reason: str = getattr(error, "reason", None) or "UNKNOWN_ERROR"
         return "it does not speak TLS there" if reason == "WRONG_VERSION_NUMBER" else reason.replace("_", " ").lower()
-    return error.strerror or type(error).__name__
+    return os.strerror(error.errno) if error.errno else type(error).__name__  # uvloop words its own after the address
 
 
 def _files(settings: UpstreamTls) -> tuple[Path, ...]:
