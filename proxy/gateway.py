@@ -28,6 +28,7 @@ from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
 from proxy.errors import PosternError, StoreUnavailable
 from proxy.gate import Gate, Kind
 from proxy.identity import RelyingParty
+from proxy.notices import Notices
 from proxy.pages import Pages
 from proxy.redirects import ReturnPaths
 from proxy.session import SessionStore
@@ -58,6 +59,7 @@ def create_app(
     parts = (settings, store, relying_party, visits, pages, answers, returns, revocations)
     sign_in, sign_out = SignIn(*parts), SignOut(*parts)
     account = Account(settings, gate, visits, pages, answers)
+    notices = Notices(settings, store, relying_party)
     health = Health(store, relying_party)
     own: dict[str, Callable[[Request], object]] = {
         "": account.home,
@@ -74,6 +76,9 @@ def create_app(
         Route(settings.prefix + path, endpoint, methods=["GET", "POST"] if path == "/sign-out" else ["GET"])
         for path, endpoint in own.items()
     ]
+
+    posted = {"/backchannel-logout": notices.backchannel_logout, "/hooks/logto": notices.webhook}
+    routes += [Route(settings.prefix + path, endpoint, methods=["POST"]) for path, endpoint in posted.items()]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -42,6 +42,7 @@ _FILE: Final = Notation(
 )
 _APP_ID: Final = pattern(r"[\x21-\x7e]+", "an application's id", "the application's id from Logto's console")
 _APP_SECRET: Final = secret(1, "the application's secret from Logto's console")
+_WEBHOOK_KEY: Final = optional(secret(16, "the signing key that Logto shows for the webhook"))
 _CONNECTOR: Final = optional(
     pattern(
         r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a connector", 'the target of a social connector in Logto, such as "discord"'
@@ -96,6 +97,9 @@ class LogtoSettings(Section):
     )
     resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
     timeout: Seconds = written("10s", "How long one request to Logto may take.")
+    webhook_key: Annotated[SecretStr | None, _WEBHOOK_KEY] = written(
+        None, "Signing key of Logto's webhook to `/hooks/logto` below `prefix`. Default: none, and no webhook is taken."
+    )
 
     @field_validator("internal_endpoint")
     @classmethod
