@@ -43,7 +43,7 @@ class ClientConnection(Wire):
         self._request: Request | None = None
         self._body: LengthBody | ChunkedBody | None = None  # reads what is still to come of the request's body
         self._received = 0  # payload bytes of the request's body
-        self._stopping = False
+        self._stopping = relay.draining
         self.keep_alive = True
 
     # -- from asyncio and uvicorn
@@ -57,7 +57,7 @@ class ClientConnection(Wire):
         self._crowd = self._peer.crowd
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = b"https"
-        self._wait(self._limits.head_timeout, self.close)
+        self._wait(_LAST_CALL if self._stopping else self._limits.head_timeout, self.close)
         if not self._relay.admit(self, self._crowd):
             self._refuse(Verdict(Kind.OVERLOADED, status=503, detail="too many connections"))
 
@@ -211,11 +211,8 @@ class ClientConnection(Wire):
         self._detach()
         self._closing = True
         tunnel = ClientTunnel(self._relay, self._state, self._crowd, request, exchange)
-        tunnel.open(self._transport, head, reading=self._reading, blocked=self._blocked)
-        held, self._held = self._held, b""
-        if held:
-            exchange.body(held)
-        tunnel.resume()
+        tunnel.open(self._transport, head, self._held, reading=self._reading, blocked=self._blocked)
+        self._held = b""
         return tunnel
 
     def finished(self) -> None:

@@ -8,6 +8,7 @@ buffers. It never completes an answer that was cut short (RFC 9112 section 8).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # RFC 9110 9.2.2: what may be sent twice without happening twice.
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_log: Final = logging.getLogger("postern")
 
 
 class Exchange:
@@ -148,21 +150,29 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(self._connect_and_send(order))
 
     async def _connect_and_send(self, order: Sequence[Pool]) -> None:
-        failure: UpstreamFailed | None = None
-        for pool in order:
-            try:
-                connection = await pool.connect(reuse=self._repeatable and not self._retried)
-            except UpstreamFailed as error:
-                failure = error  # nothing has been sent: the next server may be asked
-                if error.problem is UpstreamProblem.BUSY:
-                    break  # it was the least busy one
-                continue
+        try:
+            connection = await self._connection_to(order)
+        except UpstreamFailed as error:
+            self._task = None
+            self.upstream_failed(error)
+        except Exception:  # noqa: BLE001 -- the last line of defence: a bug answers 500, it does not hang the client
+            _log.exception("no connection could be opened")
+            self._task = None
+            self._client.fail()
+        else:
             self._task = None
             self._send(connection)
-            return
-        self._task = None
-        if failure is not None:
-            self.upstream_failed(failure)
+
+    async def _connection_to(self, order: Sequence[Pool]) -> UpstreamConnection:
+        """A connection to the first server that has one; raises the last one's UpstreamFailed."""
+        last = len(order) - 1
+        for number, pool in enumerate(order):
+            try:
+                return await pool.connect(reuse=self._repeatable and not self._retried)
+            except UpstreamFailed as error:  # nothing has been sent: the next server may be asked
+                if number == last or error.problem is UpstreamProblem.BUSY:  # busy: and it was the least busy one
+                    raise
+        raise UpstreamFailed(UpstreamProblem.REFUSED, "the route has no server")
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
@@ -275,6 +285,7 @@ class Exchange:
         tunnel = self._client.open_tunnel(self, self._fields.switching(head, head.values[b"upgrade"]))
         if tunnel is not None:
             self._wire = tunnel
+            tunnel.flow()
 
 
 def _agreed(asked: bytes | None, given: bytes | None) -> bool:

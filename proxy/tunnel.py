@@ -38,13 +38,18 @@ class ClientTunnel(Wire):
         self._eof_in = False  # the client sends no more
         self._eof_out = False  # the app sends no more
         self._broken = False
+        self._held = b""
         self._frames = Frames() if request.head.values.get(b"upgrade", b"").lower() == b"websocket" else None
         self._idle = self._limits.tunnel_idle_timeout
         self._expire = self._end
 
-    def open(self, transport: asyncio.Transport, head: bytes, *, reading: bool, blocked: bool) -> None:
-        """Take over `transport`, which is read from or not, and perhaps blocked; send the 101."""
+    def open(self, transport: asyncio.Transport, head: bytes, held: bytes, *, reading: bool, blocked: bool) -> None:
+        """Take over `transport`, which is read from or not, and perhaps blocked; send the 101.
+
+        `held` has come behind the client's request already, and waits for `flow`.
+        """
         self._transport = transport
+        self._held = held
         self._reading = reading
         transport.set_protocol(self)
         self._relay.admit(self, self._crowd)
@@ -96,6 +101,13 @@ class ClientTunnel(Wire):
             self._end()
 
     # -- for the exchange
+
+    def flow(self) -> None:
+        """Pass on what came too early, and read on."""
+        held, self._held = self._held, b""
+        if held:
+            self._exchange.body(held)
+        self.resume()
 
     def write(self, data: bytes) -> None:
         """Send bytes of the app's to the client."""

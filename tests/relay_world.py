@@ -46,6 +46,7 @@ class Upstream:
         self.trailers: list[bytes] = []
         self.connections = 0
         self.open = 0
+        self._answer = b"", False
         self.url = ""
         self._server: asyncio.Server | None = None
 
@@ -100,12 +101,14 @@ class Upstream:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
 
     def answering(self, answer: bytes, *, then_close: bool = False) -> None:
-        """Script: answer every request with these bytes."""
+        """Script: answer every request from now on with these bytes, on open connections too."""
+        self._answer = answer, then_close
 
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while True:
                 head = await self.head(reader)
                 await self.body(reader, head)
+                answer, then_close = self._answer
                 writer.write(answer)
                 await writer.drain()
                 if then_close:
