@@ -71,10 +71,14 @@ def test_a_port_that_is_taken_is_named(group: Processes, which: int) -> None:
     assert "Traceback" not in running.output()
 
 
-def test_the_sandbox_alone(group: Processes) -> None:
+@pytest.mark.parametrize(
+    ("command", "path"), [("sandbox", "/oidc/.well-known/openid-configuration"), ("sample", "/api/me")]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_part_of_it_alone(group: Processes, command: str, path: str, number: signal.Signals) -> None:
     port = free_port()
-    running = group.postern("sandbox", "--port", str(port))
-    running.ready(f"http://localhost:{port}/oidc/.well-known/openid-configuration")
-    running.signal(signal.SIGTERM)
+    running = group.postern(command, "--port", str(port))
+    running.ready(f"http://localhost:{port}{path}")
+    running.signal(number)
     assert running.wait() in {0, -signal.SIGTERM}
     assert "Traceback" not in running.output()

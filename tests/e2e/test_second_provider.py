@@ -99,8 +99,7 @@ def test_refreshing_and_revoking(group: Processes) -> None:
     public_url = f"http://localhost:{free_port()}"  # nobody listens: the relying party is here
     provider = start_second_provider(group, public_url)
 
-    async def live() -> None:
-        relying_party = _relying_party(provider, public_url)
+    async def live(relying_party: RelyingParty) -> None:
         first = await _signed_in(relying_party, public_url)
         second = await relying_party.refresh(first.tokens, first.identity)
         assert second.identity == first.identity
@@ -117,10 +116,15 @@ def test_refreshing_and_revoking(group: Processes) -> None:
         assert provider.asked("/oidc/token/revocation") == 1
         with pytest.raises(LogtoRefused, match="invalid_grant"):
             await relying_party.refresh(other.tokens, other.identity)
-        await relying_party.close()
 
-    asyncio.run(live())
-    provider.running.stop()
+    async def begin_and_end() -> None:
+        relying_party = _relying_party(provider, public_url)
+        try:
+            await live(relying_party)
+        finally:
+            await relying_party.close()
+
+    asyncio.run(begin_and_end())
 
 
 def _relying_party(provider: SecondProvider, public_url: str) -> RelyingParty:
