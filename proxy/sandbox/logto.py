@@ -27,6 +27,8 @@ from .logto_logout import confirm, end_session, success
 from .logto_pages import STATIC, base_url, page
 from .logto_tokens import authenticate, token_endpoint
 from .logto_userinfo import introspection, revocation, userinfo
+from .management import management_routes
+from .management_people import PEOPLE_HANDLERS
 from .oauth import OidcError, body_pairs, json_response, single, token
 from .state import SandboxState
 
@@ -87,6 +89,7 @@ def _routes(state: SandboxState) -> Sequence[BaseRoute]:
         at("/sandbox/discord/authorize", interaction.discord),
         Mount("/sandbox/static", StaticFiles(directory=STATIC)),
         *control_routes(state),
+        *management_routes(state, PEOPLE_HANDLERS),
         at("/sandbox/", front),
         Route("/", lambda _request: RedirectResponse("/sandbox/", 302)),
     ]

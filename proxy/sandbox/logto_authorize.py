@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .config import ORGANIZATION_RESOURCE
+from .hooks import announce
 from .logto_pages import base_url, page
 from .oauth import OidcError, body_pairs, redirect, session_not_found, single, token, with_query
 from .state import Authorization, AuthRequest, Facts, Grant, Interaction, Logout, SandboxState, Session
@@ -311,6 +312,18 @@ def _sign_in(state: SandboxState, session: Session | None, interaction: Interact
     session = session or state.new_session()
     session.sub, session.login_at = interaction.sub, state.clock.now()
     interaction.logged_in = True
+    announce(
+        state,
+        "PostSignIn",
+        {
+            "interactionEvent": "SignIn",
+            "sessionId": session.uid,
+            "userId": session.sub,
+            "userIp": "127.0.0.1",
+            "user": {"id": session.sub},
+            "application": {"id": state.config.client_id, "type": "Traditional", "name": "postern"},
+        },
+    )
     state.people[interaction.sub or ""].updated_at = int(state.clock.now() * 1000)
     return session
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .config import ORGANIZATION_RESOURCE
+from .management import is_machine, machine_token
 from .oauth import OidcError, basic_credentials, body_pairs, invalid_grant, json_response, single, token
 from .people import EXTENDED_CLAIMS, Person
 from .state import Facts, SandboxState, Ticket
@@ -33,9 +34,13 @@ async def token_endpoint(state: SandboxState, request: Request) -> Response:
     try:
         pairs = await body_pairs(request)
         params = single(pairs)
-        authenticate(state, request, params)
-        resource = next((value for name, value in pairs if name == "resource"), None)
-        body = _exchange(state, params, resource)
+        client_id, secret = _credentials(request, params)
+        if params.get("grant_type") == "client_credentials" and is_machine(state, request, client_id, secret):
+            body = machine_token(state, client_id, params)
+        else:
+            authenticate(state, request, params)
+            resource = next((value for name, value in pairs if name == "resource"), None)
+            body = _exchange(state, params, resource)
     except OidcError as error:
         return error.response(state.config.issuer)
     return json_response(body, headers={"cache-control": "no-store"})
@@ -44,7 +49,7 @@ async def token_endpoint(state: SandboxState, request: Request) -> Response:
 def authenticate(state: SandboxState, request: Request, params: Mapping[str, str]) -> None:
     """Check the client's secret, from Basic or the body. OidcError: 400 for an unknown client, 401 for a bad secret."""
     basic = basic_credentials(request.headers.get("authorization", ""))
-    client_id, secret = basic or (params.get("client_id", ""), params.get("client_secret"))
+    client_id, secret = _credentials(request, params)
     if not client_id:
         raise OidcError("invalid_request", "no client authentication mechanism provided")
     state.check_client(client_id)
@@ -53,6 +58,11 @@ def authenticate(state: SandboxState, request: Request, params: Mapping[str, str
         raise OidcError("invalid_client", "client authentication failed", status=401, challenge=challenge)
     if state.config.secret_expired:
         raise OidcError("invalid_request", "client secret has expired")
+
+
+def _credentials(request: Request, params: Mapping[str, str]) -> tuple[str, str | None]:
+    basic = basic_credentials(request.headers.get("authorization", ""))
+    return basic or (params.get("client_id", ""), params.get("client_secret"))
 
 
 def require(params: Mapping[str, str], *names: str) -> None:

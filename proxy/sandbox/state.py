@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .config import SandboxConfig
+from .console import Console
 from .faults import Fault, Received
 from .keys import KeyStore
 from .oauth import CookieSigner, OidcError, invalid_client, invalid_grant, token
@@ -159,6 +160,8 @@ class SandboxState:
     keys: KeyStore = field(default_factory=KeyStore)
     signer: CookieSigner = field(default_factory=CookieSigner)
     people: dict[str, Person] = field(default_factory=ready_people)
+    console: Console = field(init=False)
+    sending: set[asyncio.Task[None]] = field(default_factory=set, repr=False)  # webhooks under way
     sessions: dict[str, Session] = field(default_factory=dict)  # by uid
     interactions: dict[str, Interaction] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
@@ -171,10 +174,18 @@ class SandboxState:
     log: deque[Received] = field(default_factory=lambda: deque(maxlen=10_000))
     released: asyncio.Event = field(default_factory=asyncio.Event)  # set: nothing hangs any more
 
+    def __post_init__(self) -> None:
+        self._furnish()
+
+    def _furnish(self) -> None:
+        roles = dict.fromkeys(name for person in self.people.values() for name in person.roles)
+        self.console = Console.of(self.config, roles)
+
     def reset(self) -> None:
         """Forget everything but the configuration and the keys; let go of what hangs."""
         self.release()
         self.people = ready_people()
+        self._furnish()
         for store in (self.sessions, self.interactions, self.grants, self.tickets, self.pushed, self.discord_codes):
             store.clear()
         self.clock = Clock()
