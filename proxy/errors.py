@@ -84,6 +84,10 @@ class UpstreamFailed(PosternError):
         self.ours = ours
 
 
+class CannotServe(PosternError):
+    """The settings are sound, yet cannot be served by here: a port that is taken, a certificate that cannot be read."""
+
+
 class StoreUnavailable(PosternError):
     """The session store cannot be asked now: 503 with Retry-After, the cookie kept, nobody signed out."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 
+from proxy.errors import CannotServe
 from proxy.logplace import LogPlace
 from proxy.settings import LogSettings
 
@@ -20,10 +21,13 @@ def form_of(settings: LogSettings) -> Literal["json", "console"]:
 
 
 def access_place(settings: LogSettings) -> tuple[LogPlace | None, Literal["json", "console"]]:
-    """Where access lines go, None for nowhere, and in which form. OSError when the file cannot be written."""
+    """Where access lines go, None for nowhere, and in which form. Raises CannotServe when the file cannot be written."""
     if settings.access == "off":
         return None, "json"
-    place = LogPlace(settings.access)
+    try:
+        place = LogPlace(settings.access)
+    except OSError as error:
+        raise CannotServe(f"log.access cannot be written to {settings.access}: {error.strerror}") from None
     if settings.format == "auto":
         return place, "console" if place.terminal else "json"
     return place, settings.format

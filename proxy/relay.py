@@ -80,6 +80,7 @@ class Relay:
         self.plan = plan
         self.log = log
         self.connections: set[ClientConnection | ClientTunnel] = set()
+        self.draining = False  # the worker stops: what is under way is the last
         self.now = 0.0  # on the event loop's clock, as of the last sweep
         self.date = b""
         self._crowds: Counter[int | str] = Counter()
@@ -141,6 +142,18 @@ class Relay:
         if not self._ended:  # thousands may end at the same moment, when a store is emptied
             asyncio.get_running_loop().call_soon(self._close_ended)
         self._ended.add(session_id)
+
+    def drain(self) -> None:
+        """The worker stops: whatever is under way finishes, nothing else begins."""
+        self.draining = True
+        self.now = asyncio.get_running_loop().time()
+        for connection in list(self.connections):
+            connection.shutdown()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way: a connection, or an answer of the gateway's that nobody waits for any more."""
+        return bool(self.connections or self._tasks)
 
     def close(self) -> None:
         """Stop. What is still being answered is cut short: the end of the process must not look like the end of an answer."""

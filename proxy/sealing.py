@@ -40,16 +40,20 @@ class KeyRing:
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         """`secrets`: newest first, at least one, each of 32 bytes or more; else ValueError, which quotes none."""
-        if not secrets:
-            raise ValueError("a key ring needs a secret")
-        if any(len(secret) < SECRET_BYTES for secret in secrets):
-            raise ValueError(f"a secret is shorter than {SECRET_BYTES} bytes")
-        self._secrets = tuple(bytes(secret) for secret in secrets)
+        self._secrets = _checked(secrets)
         self._ciphers: dict[str, tuple[AESGCM, ...]] = {}
         self._macs: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
         return f"<KeyRing of {len(self._secrets)}>"
+
+    def rotate(self, secrets: Sequence[bytes]) -> None:
+        """Use other secrets from now on, for everybody who holds this ring. As for a new one, they must be good."""
+        checked = _checked(secrets)
+        if checked != self._secrets:
+            self._secrets = checked
+            self._ciphers.clear()
+            self._macs.clear()
 
     def seal(self, purpose: str, plaintext: bytes, *, context: bytes = b"", extra: bytes = b"") -> bytes:
         """Encrypt and authenticate `plaintext`: 29 bytes longer, different each time."""
@@ -86,6 +90,14 @@ class KeyRing:
         if not extra:
             _remember(self._ciphers, purpose, ciphers)
         return ciphers
+
+
+def _checked(secrets: Sequence[bytes]) -> tuple[bytes, ...]:
+    if not secrets:
+        raise ValueError("a key ring needs a secret")
+    if any(len(secret) < SECRET_BYTES for secret in secrets):
+        raise ValueError(f"a secret is shorter than {SECRET_BYTES} bytes")
+    return tuple(bytes(secret) for secret in secrets)
 
 
 def _derive(secret: bytes, salt: bytes, info: str) -> bytes:

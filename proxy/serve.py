@@ -1,19 +1,17 @@
-"""Building a gateway out of its settings, and running it: the one place where the rooms of the house are joined."""
+"""Building a gateway out of its settings, and other settings into it while it runs: where the rooms of the house are joined."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-import socket
-import sys
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import uvicorn
-import uvloop
 from starlette.applications import Starlette
 
 from proxy import cookies
@@ -25,53 +23,136 @@ from proxy.gateway import create_app
 from proxy.headers import RouteHeaders
 from proxy.http1 import HeadLimits, RequestHead
 from proxy.identity import RelyingParty
-from proxy.logs import configure, form_of
+from proxy.listening import Turn, server_tls
+from proxy.logs import access_place
 from proxy.pages import Pages
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
 from proxy.relay import Plan, Relay, lanes
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
+from proxy.server import Server
 from proxy.session import SessionStore, cookie_name, open_store
 from proxy.settings import Settings
 
-DRAIN_SECONDS: Final = 30  # how long requests under way may take once the gateway is told to stop
+__all__ = ["Gateway", "Server", "build", "make_server", "route_headers", "serve"]
+
 REVOKE_SECONDS: Final = 5.0  # how long refresh tokens of people who just signed out may take to be handed back to Logto
+RETIRE_SECONDS: Final = 60.0  # how long sign-ins that have begun under earlier settings may still be asking Logto
 _log = logging.getLogger("postern")
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """The parts of one worker."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Front:
+    """What the settings make of the gateway: replaced as a whole when they are read again."""
 
     settings: Settings
-    store: SessionStore
     relying_party: RelyingParty
     gate: Gate
     app: Starlette
+    plan: Plan
+    tls: ssl.SSLContext | None
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The parts of one worker: a front that may be replaced, and what lives as long as the worker."""
+
+    front: Front
+    keyring: KeyRing
+    store: SessionStore
+    upstreams: Upstreams
     relay: Relay
     log: AccessLog
+    _retired: dict[Front, asyncio.TimerHandle] = field(default_factory=dict)
+    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.front.settings
+
+    @property
+    def relying_party(self) -> RelyingParty:
+        """The gateway as an application of Logto."""
+        return self.front.relying_party
+
+    @property
+    def gate(self) -> Gate:
+        """Who may pass."""
+        return self.front.gate
+
+    @property
+    def app(self) -> Starlette:
+        """What the gateway answers itself."""
+        return self.front.app
+
+    def adopt(self, settings: Settings) -> None:
+        """Serve by other settings from the next request on; requests under way end as they began.
+
+        Raises CannotServe, and then nothing has changed.
+        """
+        old = self.front
+        front = _front(settings, self.keyring, self.store, self.upstreams, old)
+        if settings.log != old.settings.log:
+            self.log.redirect(*access_place(settings.log))
+        self.keyring.rotate(settings.seal_secrets)
+        self.upstreams.keep(
+            (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
+        )
+        self.front = front
+        self.relay.plan = front.plan
+        front.app.state.health.draining = old.app.state.health.draining
+        self._retired[old] = asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._let_go, old)
 
     async def close(self) -> None:
         """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
         self.relay.close()
-        await self.app.state.revocations.drain(REVOKE_SECONDS)
-        await self.relying_party.close()
+        for retired, timer in self._retired.items():
+            timer.cancel()
+            await self._leave(retired)
+        await self._leave(self.front, last=True)
         await self.store.close()
         self.log.flush()
 
+    def _let_go(self, front: Front) -> None:
+        del self._retired[front]
+        task = asyncio.get_running_loop().create_task(self._leave(front))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _leave(self, front: Front, *, last: bool = False) -> None:
+        await front.app.state.revocations.drain(REVOKE_SECONDS)
+        if last or front.relying_party is not self.front.relying_party:
+            await front.relying_party.close()
+
 
 def build(settings: Settings) -> Gateway:
-    """Join the parts. No I/O: neither Redis nor Logto nor an upstream has to be there yet."""
+    """Join the parts. No network: neither Redis nor Logto nor an upstream has to be there yet.
+
+    Raises CannotServe when a file that the settings name cannot be used.
+    """
     keyring = KeyRing(settings.seal_secrets)
     store = open_store(settings, keyring)
-    relying_party = RelyingParty(settings, keyring, store.once)
+    upstreams = Upstreams(settings.limits.connect_timeout)
+    front = _front(settings, keyring, store, upstreams, None)
+    log = AccessLog(*access_place(settings.log))
+    relay = Relay(front.plan, upstreams, log)
+    store.on_end(relay.session_ended)
+    return Gateway(front, keyring, store, upstreams, relay, log)
+
+
+def _front(settings: Settings, keyring: KeyRing, store: SessionStore, upstreams: Upstreams, old: Front | None) -> Front:
+    """The front that `settings` make, with what can be kept of the `old` one. Raises CannotServe."""
+    tls = server_tls(settings.tls)
+    if old is not None and _asked_of_logto(settings) == _asked_of_logto(old.settings):
+        relying_party = old.relying_party  # with the keys of Logto's that it knows
+    else:
+        relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
     gate = Gate(settings, routes, store)
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
     app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns)
-    log = AccessLog(sys.stdout, form_of(settings.log))
-    upstreams = Upstreams(settings.limits.connect_timeout)
     limits = settings.limits
     plan = Plan(
         gate=gate,
@@ -83,9 +164,12 @@ def build(settings: Settings) -> Gateway:
         public_scheme=settings.public_url.partition("://")[0],
         tokens_of=_tokens_of(settings, store),
     )
-    relay = Relay(plan, upstreams, log)
-    store.on_end(relay.session_ended)
-    return Gateway(settings, store, relying_party, gate, app, relay, log)
+    return Front(settings, relying_party, gate, app, plan, tls)
+
+
+def _asked_of_logto(settings: Settings) -> tuple[object, ...]:
+    """Whatever the relying party is made of."""
+    return settings.logto, settings.public_url, settings.prefix, settings.session.cookie
 
 
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:
@@ -107,57 +191,10 @@ def _tokens_of(settings: Settings, store: SessionStore) -> Callable[[RequestHead
     return tokens_of
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, with an end that supervisors understand: SIGTERM and SIGINT drain, and the exit status is 0.
-
-    uvicorn raises the signal again after its shutdown, so that a drained server looks killed.
-    """
-
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_start = on_start
-        self._on_stop = on_stop
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_start()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle the signals in the event loop, and swallow them."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            with suppress(ValueError, RuntimeError):  # not in the main thread: whoever runs us stops us
-                loop.add_signal_handler(number, self._stop, number)
-        try:
-            yield
-        finally:
-            for number in signals:
-                with suppress(ValueError, RuntimeError):
-                    loop.remove_signal_handler(number)
-
-    def close_listeners(self) -> None:
-        """Accept no more connections."""
-        for listener in getattr(self, "servers", ()):  # uvicorn makes the list when it listens
-            listener.close()
-
-    def _stop(self, number: int) -> None:
-        self._on_stop()
-        self.handle_exit(number, None)
-
-
-def make_server(gateway: Gateway, started: Callable[[], None] | None = None) -> Server:
-    """The server that listens for `gateway`; `started` is called once it does."""
-    settings = gateway.settings
-    listen = settings.listen
+def make_server(gateway: Gateway, started: Callable[[], None] | None = None, turn: Turn | None = None) -> Server:
+    """The server that listens for `gateway`; `started` is called once it does. `turn`: its part among several workers."""
     config = uvicorn.Config(
         cast("Any", gateway.app),
-        host=listen.host or "127.0.0.1",
-        port=listen.port or 0,
-        uds=listen.path,
         http=cast("Any", gateway.relay.protocol),  # any callable that makes a protocol does
         ws="none",  # WebSockets are tunnelled, not terminated
         lifespan="off",
@@ -166,38 +203,53 @@ def make_server(gateway: Gateway, started: Callable[[], None] | None = None) -> 
         server_header=False,
         date_header=False,
         proxy_headers=False,  # whom to believe is decided in forwarding.Forwarding alone
-        ssl_certfile=settings.tls.cert if settings.tls else None,
-        ssl_keyfile=settings.tls.key if settings.tls else None,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 
-    def on_start() -> None:
-        _log.info("listening on %s for %s", settings.listen, settings.public_url)
-        if started is not None:
-            started()
-
-    def on_stop() -> None:
+    def stopping() -> None:
         gateway.app.state.health.draining = True
 
-    return Server(config, on_start, on_stop)
+    return Server(
+        config,
+        gateway.relay,
+        listen=gateway.settings.listen,
+        drain=lambda: gateway.settings.drain,
+        tls=lambda: gateway.front.tls,
+        started=started or (lambda: None),
+        stopping=stopping,
+        turn=turn,
+    )
 
 
 async def serve(settings: Settings, *, started: Callable[[], None] | None = None) -> None:
-    """Run one gateway until it is told to stop. `started` is called once it listens. OSError when it cannot listen."""
+    """Run one gateway until SIGTERM or SIGINT. `started` is called once it listens. OSError when it cannot listen."""
     gateway = build(settings)
     await gateway.store.start()
     server = make_server(gateway, started)
     try:
-        await server.serve()
+        with _told_to_stop(server):
+            await server.serve()
     finally:
-        server.close_listeners()  # when this is cancelled, uvicorn leaves them open
+        server.close_listeners()  # when this is cancelled, nobody else does
         await gateway.close()
 
 
-def run(settings: Settings) -> None:
-    """Run one gateway in this process, on uvloop, until SIGTERM or SIGINT."""
-    configure(settings.log)
-    for warning in settings.warnings:
-        _log.warning("%s", warning)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
+@contextmanager
+def _told_to_stop(server: Server) -> Iterator[None]:
+    """Signals: the first one drains, the second one does not wait."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        if server.should_exit:
+            server.stop_at_once()
+        server.stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        with suppress(ValueError, RuntimeError):  # not in the main thread: whoever runs us stops us
+            loop.add_signal_handler(number, told)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            with suppress(ValueError, RuntimeError):
+                loop.remove_signal_handler(number)

@@ -85,7 +85,7 @@ def test_a_server_told_to_stop_is_not_ready_first() -> None:
     gateway = build(settings_for("http://127.0.0.1:9"))
     server = make_server(gateway)
     assert not gateway.app.state.health.draining
-    server._stop(15)
+    server.stop()
     assert (gateway.app.state.health.draining, server.should_exit) == (True, True)
 
 
