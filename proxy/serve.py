@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 
 from proxy import cookies
@@ -24,7 +25,7 @@ from proxy.headers import RouteHeaders
 from proxy.http1 import HeadLimits, RequestHead
 from proxy.identity import RelyingParty
 from proxy.listening import Turn, server_tls
-from proxy.logs import access_place
+from proxy.logs import access_place, configure
 from proxy.pages import Pages
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
@@ -253,3 +254,16 @@ def _told_to_stop(server: Server) -> Iterator[None]:
         for number in numbers:
             with suppress(ValueError, RuntimeError):
                 loop.remove_signal_handler(number)
+
+
+def run(settings: Settings) -> None:
+    """Run one gateway in this process, on uvloop, until SIGTERM or SIGINT."""
+    configure(settings.log)
+    for warning in settings.warnings:
+        _log.warning("%s", warning)
+
+    def started() -> None:
+        _log.info("listening on %s for %s", settings.listen, settings.public_url)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, started=started))
