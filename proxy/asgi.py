@@ -39,6 +39,7 @@ class AsgiCall:
         "_chunked",
         "_client",
         "_complete",
+        "_delivered",
         "_drained",
         "_head",
         "_head_sent",
@@ -51,12 +52,13 @@ class AsgiCall:
     )
 
     def __init__(self, client: ClientConnection, head: RequestHead, *, takes_body: bool) -> None:
-        self._client: ClientConnection | None = client  # None once the client is gone
+        self._client: ClientConnection | None = client  # None once the client is gone, or has its answer
         self._head = head
         self._takes_body = takes_body
         self._body = bytearray()
         self._received = 0
-        self._complete = head.length == 0
+        self._complete = head.length == 0 or not takes_body
+        self._delivered = False  # the app has all of the body
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -129,25 +131,27 @@ class AsgiCall:
             await app(scope, self._receive, self._send)
         except Exception:  # noqa: BLE001 -- the last line of defence: a bug answers 500, it does not kill the worker
             _log.exception("the gateway app failed")
-            if self._client is not None and not self.started:
-                self._client.fail()
-            elif self._client is not None:
-                self._client.cut_short()
+        client, self._client = self._client, None
+        if client is None:
+            return  # it has its answer, or has not waited for one
+        if self.started:
+            client.cut_short()
         else:
-            if self._client is not None and not self.started:
-                self._client.fail()
+            client.fail()
 
     async def _receive(self) -> Message:
         if self._head.expect_continue and not self._complete and self._client is not None:
             self._head.expect_continue = False
             self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._body and not self._complete:
-            if self._client is None:
-                return {"type": "http.disconnect"}
+        while self._client is not None and (self._delivered or not (self._body or self._complete)):
             self._arrived.clear()
-            self._client.await_body()
+            if not self._delivered:
+                self._client.await_body()
             await self._arrived.wait()
+        if self._client is None:
+            return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
+        self._delivered = self._complete
         return {"type": "http.request", "body": body, "more_body": not self._complete}
 
     async def _send(self, message: Message) -> None:
@@ -173,6 +177,8 @@ class AsgiCall:
         if not more and self._client is not None:
             if self._chunked and not self._bodiless:
                 client.write(b"0\r\n\r\n")
+            self._client = None
+            self._arrived.set()
             client.finished()
 
     def _start_response(self, client: ClientConnection, message: Message) -> None:
@@ -193,6 +199,8 @@ class AsgiCall:
         if connection:
             fields.append((b"connection", connection))
         lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        if not len(fields) == lines.count(b"\r") == lines.count(b"\n") or b"\0" in lines:
+            raise RuntimeError("a header field with a line break in it")
         self._status = status
         self._head_sent = b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _reason(status), lines)
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import socket
+import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -183,23 +184,28 @@ class Client:
 class World:
     """See the module."""
 
-    def __init__(self, gateway: Gateway, upstream: Upstream, server: Server, port: int) -> None:
+    def __init__(self, gateway: Gateway, upstream: Upstream, server: Server, listener: socket.socket) -> None:
         self.gateway = gateway
         self.upstream = upstream
         self.server = server
-        self.port = port
+        self._family, self._address = listener.family, listener.getsockname()
+        self.port: int = self._address[1] if isinstance(self._address, tuple) else 0
         self._clients: list[Client] = []
         self._log = io.StringIO()
         self.gateway.relay.log = AccessLog(self._log, "json")
 
-    async def connect(self, *, receive_buffer: int = 0) -> Client:
+    async def connect(self, *, receive_buffer: int = 0, tls: ssl.SSLContext | None = None) -> Client:
         """A new connection; with `receive_buffer`, one whose kernel takes about so many bytes that nobody has read."""
-        sock = socket.socket()
+        sock = socket.socket(self._family)
         sock.setblocking(False)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        client = Client(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 1 << 22))
+        await asyncio.get_running_loop().sock_connect(sock, self._address)
+        name = "localhost" if tls is not None else None
+        streams = await asyncio.open_connection(
+            sock=sock, limit=receive_buffer or 1 << 22, ssl=tls, server_hostname=name
+        )
+        client = Client(*streams)
         self._clients.append(client)
         return client
 
@@ -267,8 +273,11 @@ def settings_for(upstream: str, **environ: str) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
-    """A gateway whose one route, open to everyone, leads to the scripted upstream; `toml` or `environ` change that."""
+async def relay_world(toml: str = "", *, at: Path | str | None = None, **environ: str) -> AsyncIterator[World]:
+    """A gateway whose one route, open to everyone, leads to the scripted upstream; `toml` or `environ` change that.
+
+    It listens on a free port of the loopback interface, or at the unix socket `at`.
+    """
     upstream = Upstream()
     await upstream.start()
     if toml:
@@ -281,12 +290,13 @@ async def relay_world(toml: str = "", **environ: str) -> AsyncIterator[World]:
     gateway = build(settings)
     gateway.log._stream = None
     await gateway.store.start()
-    listener = socket.create_server(("127.0.0.1", 0))
+    unix = {"family": socket.AF_UNIX} if at is not None else {}
+    listener = socket.create_server(str(at) if at is not None else ("127.0.0.1", 0), **unix)
     server = make_server(gateway)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.001)
-    world = World(gateway, upstream, server, listener.getsockname()[1])
+    world = World(gateway, upstream, server, listener)
     try:
         yield world
     finally:
