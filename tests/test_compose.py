@@ -22,7 +22,6 @@ import pytest
 import yaml
 
 from proxy.cli import main
-from proxy.serve import DRAIN_SECONDS
 from proxy.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,7 +216,8 @@ def test_every_service_is_watched_and_waits_for_health() -> None:
 
 
 def test_a_stop_leaves_time_to_finish() -> None:
-    assert float(SERVICES["postern"]["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
+    drain = settings_in_compose().drain
+    assert float(SERVICES["postern"]["stop_grace_period"].removesuffix("s")) > drain.delay + drain.timeout
 
 
 @pytest.mark.parametrize("name", OURS)
