@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.account import Account, Visits
 from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
+from proxy.assertion import signer_of
 from proxy.errors import PosternError, StoreUnavailable
 from proxy.gate import Gate, Kind
 from proxy.identity import RelyingParty
@@ -71,6 +72,7 @@ def create_app(
         "/signed-out": sign_out.signed_out,
         "/healthz": health.alive,
         "/readyz": health.ready,
+        "/jwks.json": Keys(settings).jwks,
     }
     routes = [
         Route(settings.prefix + path, endpoint, methods=["GET", "POST"] if path == "/sign-out" else ["GET"])
@@ -150,6 +152,17 @@ class Health:
         else:
             self._logto = "ok"
         self._looked_at = self._clock()
+
+
+class Keys:
+    """The public keys of the identity assertion."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._jwks = signer_of(settings).jwks
+
+    async def jwks(self, _: Request) -> Response:
+        """GET /jwks.json: what apps verify X-Postern-Assertion with. Public, and the same for everybody."""
+        return json_response(self._jwks)
 
 
 class _Unrouted:

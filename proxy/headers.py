@@ -8,11 +8,13 @@ letter nor digit. What `Connection` names is dropped before our fields are added
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from proxy import cookies
+from proxy import assertion, cookies
 from proxy.claims import Identity, Tokens
 from proxy.forwarding import PSEUDONYM, Origin
 from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options, may_tunnel
@@ -145,7 +147,13 @@ class _Actions(dict[bytes, int]):
 class RouteHeaders:
     """The header fields of one route: compiled once, applied to each request and response."""
 
-    def __init__(self, settings: Settings, route: Route, names_set_anywhere: Iterable[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        route: Route,
+        names_set_anywhere: Iterable[str],
+        signer: assertion.AssertionSigner | None = None,
+    ) -> None:
         """`names_set_anywhere`: what some route's templates set. A client must not be able to set that on any route."""
         self._strip = frozenset(fold(name.encode()) for name in (*names_set_anywhere, *route.header_remove))
         self._mapping = route.mapping
@@ -158,6 +166,9 @@ class RouteHeaders:
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
         self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous
+        self._signer = signer
+        self._audience = route.name
+        self.block_seconds = signer.renew_after if signer is not None else math.inf  # how long an identity block holds
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
 
     def _upwards(self, name: bytes) -> int:
@@ -187,6 +198,8 @@ class RouteHeaders:
             value = field_value(template.render(identity, tokens))
             if value is not None:
                 lines.append(b"%b: %b\r\n" % (name_bytes, value))
+        if self._signer is not None and identity is not None:
+            lines.append(b"%b: %b\r\n" % (assertion.HEADER, self._signer.sign(identity, self._audience, time.time())))
         return b"".join(lines)
 
     def to_upstream(self, head: RequestHead, origin: Origin, identity: bytes, request_id: bytes) -> bytes:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.asgi import AsgiCall
 from proxy.errors import StoreUnavailable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from proxy.connection import ClientConnection
     from proxy.relay import Lane, Relay
 
+_NO_BLOCK: Final = (-math.inf, b"")
 _log = logging.getLogger("postern")
 
 
@@ -169,14 +171,15 @@ class Request:
         if session is None:
             self._relay_on(lane, lane.headers.identity_block(None, None))
             return
-        block: bytes | None = session.blocks.get(route)
-        if block is None:
+        renew_at, block = session.blocks.get(route, _NO_BLOCK)
+        if renew_at < self._relay.now:
             if lane.headers.needs_tokens:
                 self._later(self._act_with_tokens(lane))
                 return
             if len(session.blocks) >= len(self._plan.lanes):
                 session.blocks.clear()  # blocks for routes of earlier settings
-            block = session.blocks[route] = lane.headers.identity_block(session.identity, None)
+            block = lane.headers.identity_block(session.identity, None)
+            session.blocks[route] = (self._relay.now + lane.headers.block_seconds, block)
         self._relay_on(lane, block)
 
     def _acceptable(self, lane: Lane) -> bool:

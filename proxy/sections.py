@@ -157,6 +157,12 @@ class IdentitySettings(Section):
         "Header families: `forwarded` (X-Forwarded-User, …), `remote` (Remote-User, …), `auth-request` "
         "(X-Auth-Request-User, …).",
     )
+    assertion: Annotated[bool, FLAG] = written(
+        True, "Also tell them in a signed token, `X-Postern-Assertion`, checked against `/jwks.json`."
+    )
+    assertion_lifetime: Seconds = written(
+        "5m", "How long one such token is valid; a fresh one is sent at half of that."
+    )
 
 
 class LimitSettings(Section):
