@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import uvloop
 
@@ -21,6 +22,7 @@ from proxy import cookies
 from proxy.accesslog import AccessLog
 from proxy.claims import Grant, Identity, Tokens
 from proxy.serve import Gateway, Server, build, make_server
+from proxy.session import SessionStore
 from proxy.settings import Settings, load
 
 T = TypeVar("T")
@@ -273,10 +275,12 @@ def settings_for(upstream: str, **environ: str) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def relay_world(toml: str = "", *, at: Path | str | None = None, **environ: str) -> AsyncIterator[World]:
+async def relay_world(
+    toml: str = "", at: Path | None = None, store: SessionStore | None = None, /, **environ: str
+) -> AsyncIterator[World]:
     """A gateway whose one route, open to everyone, leads to the scripted upstream; `toml` or `environ` change that.
 
-    It listens on a free port of the loopback interface, or at the unix socket `at`.
+    It listens on a free port of the loopback interface, or at the unix socket `at`, and keeps sessions in `store`.
     """
     upstream = Upstream()
     await upstream.start()
@@ -287,7 +291,8 @@ async def relay_world(toml: str = "", *, at: Path | str | None = None, **environ
             settings = load(path, environ)
     else:
         settings = settings_for(upstream.url, **environ)
-    gateway = build(settings)
+    with mock.patch("proxy.serve.open_store", return_value=store) if store is not None else contextlib.nullcontext():
+        gateway = build(settings)
     gateway.log._stream = None
     await gateway.store.start()
     unix = {"family": socket.AF_UNIX} if at is not None else {}

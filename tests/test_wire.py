@@ -212,7 +212,7 @@ class TestTls:
 class TestUnixSockets:
     def test_all_the_same(self, tmp_path: Path) -> None:
         async def talk() -> None:
-            async with relay_world(at=tmp_path / "postern.sock") as world:
+            async with relay_world("", tmp_path / "postern.sock") as world:
                 client = await world.connect()
                 assert (await client.ask(GET))[::2] == (200, b"hello")
                 assert b"X-Forwarded-For" not in world.upstream.heads[0]
@@ -227,7 +227,7 @@ class TestUnixSockets:
 
     def test_an_answer_cut_short_ends_in_the_middle(self, tmp_path: Path) -> None:
         async def talk() -> None:
-            async with relay_world(at=tmp_path / "postern.sock") as world:
+            async with relay_world("", tmp_path / "postern.sock") as world:
 
                 async def script(reader: Reader, writer: Writer) -> None:
                     await world.upstream.head(reader)
