@@ -77,9 +77,14 @@ class LogtoHttp:
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         return await self._ask("GET", url, what, headers=headers)
 
-    async def post(self, url: str, what: str, form: Mapping[str, str]) -> Answer:
-        """POST `form`, URL-encoded, to `url`."""
-        return await self._ask("POST", url, what, data=form)
+    async def post(self, url: str, what: str, form: Mapping[str, str], *, host: str | None = None) -> Answer:
+        """POST `form`, URL-encoded, to `url`, under the name `host` when that is not the one in `url`."""
+        return await self._ask("POST", url, what, data=form, headers={"Host": host} if host else {})
+
+    async def call(self, method: str, url: str, what: str, *, bearer: str, body: Any, host: str) -> Answer:
+        """Ask an API: `body` is sent as JSON unless it is None."""
+        headers = {"Authorization": f"Bearer {bearer}", "Host": host}
+        return await self._ask(method, url, what, headers=headers, **({} if body is None else {"json": body}))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -35,11 +35,11 @@ async def token_endpoint(state: SandboxState, request: Request) -> Response:
         pairs = await body_pairs(request)
         params = single(pairs)
         client_id, secret = _credentials(request, params)
+        resource = next((value for name, value in pairs if name == "resource"), None)
         if params.get("grant_type") == "client_credentials" and is_machine(state, request, client_id, secret):
-            body = machine_token(state, client_id, params)
+            body = machine_token(state, client_id, resource)
         else:
             authenticate(state, request, params)
-            resource = next((value for name, value in pairs if name == "resource"), None)
             body = _exchange(state, params, resource)
     except OidcError as error:
         return error.response(state.config.issuer)

@@ -40,9 +40,9 @@ class ApiError(Exception):
         self.body = {"code": code, "message": message or code}
 
 
-def machine_token(state: SandboxState, client_id: str, params: Mapping[str, str]) -> Json:
+def machine_token(state: SandboxState, client_id: str, resource: str | None) -> Json:
     """client_credentials (RFC 6749 4.4): a token for the Management API, for those who may use it."""
-    if params.get("resource") != AUDIENCE:
+    if resource != AUDIENCE:
         raise OidcError("invalid_target", "resource indicator is missing, or unknown")
     manages = client_id == ADMIN_CLIENT or state.console.manages(client_id)
     scope, now = "all" if manages else "", int(state.clock.now())
