@@ -1,7 +1,7 @@
 # `make` lists what there is. Everything happens in .venv; nothing needs activating.
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs lock clean
+.PHONY: help install demo test bench check format docs lock clean
 
 VENV := .venv/bin
 
@@ -19,6 +19,11 @@ test: ## every test, after installing what they need; PYTEST_ARGS="tests/test_x.
 	@scripts/install test
 	@scripts/browser
 	@$(VENV)/python -m pytest $(or $(PYTEST_ARGS),--cov=proxy --cov-branch)
+
+bench: ## Postern beside nginx, Caddy, Apache and the naive gateway; BENCH_ARGS=--quick: in three minutes
+	@scripts/system-packages bench/system-packages.txt
+	@scripts/install bench
+	@$(VENV)/python -m bench $(BENCH_ARGS)
 
 check: ## lint, format, types, shell scripts, Dockerfile, locks
 	@scripts/install dev

@@ -66,6 +66,7 @@ def locks(project: dict[str, Any]) -> list[Lock]:
             "third-party programs that the end-to-end tests drive, on top of dev.txt: make test",
             tuple(groups["e2e"]),
         ),
+        Lock("bench", "what the benchmark needs on top of runtime.txt: make bench", tuple(groups["bench"])),
     ]
 
 
