@@ -174,7 +174,7 @@ class Request:
         renew_at, block = session.blocks.get(route, _NO_BLOCK)
         if renew_at < self._relay.now:
             if lane.headers.needs_tokens:
-                self._later(self._act_with_tokens(lane))
+                self._later(self._act_with_tokens(lane, verdict))
                 return
             if len(session.blocks) >= len(self._plan.lanes):
                 session.blocks.clear()  # blocks for routes of earlier settings
@@ -194,8 +194,7 @@ class Request:
             return False
         return True
 
-    async def _act_with_tokens(self, lane: Lane) -> None:
-        verdict = self.verdict
+    async def _act_with_tokens(self, lane: Lane, verdict: Verdict) -> None:
         try:
             tokens = await self._plan.tokens_of(self.head)
             if tokens is None:  # the session has ended since it was judged
@@ -205,12 +204,12 @@ class Request:
             self._passed_but(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
             return
         self._task = None
-        if verdict is None or verdict.kind is not Kind.PASS:
-            self.answer(verdict or OWN)
-            return
         self.verdict = verdict
-        identity = verdict.session.identity if verdict.session is not None else None
-        self._relay_on(lane, lane.headers.identity_block(identity, tokens))
+        if verdict.kind is Kind.PASS:
+            identity = verdict.session.identity if verdict.session is not None else None
+            self._relay_on(lane, lane.headers.identity_block(identity, tokens))
+        else:
+            self.answer(verdict)
 
     def _passed_but(self, verdict: Verdict) -> None:
         """Answer with `verdict` a request that the gate has passed on to a route."""

@@ -250,6 +250,18 @@ class World:
         for session_id in list(self.gateway.store._sessions):  # type: ignore[attr-defined]
             await self.gateway.store.end(session_id)
 
+    async def ages_until(self, true: Callable[[], bool], step: float = 100) -> None:
+        """Wait until something has become true, while time flies for the gateway."""
+        passed = 0.0
+
+        def look() -> bool:
+            nonlocal passed
+            passed += step
+            self.later(passed)
+            return true()
+
+        await self.until(look)
+
     async def until(self, true: Callable[[], bool]) -> None:
         """Wait until something has become true."""
         deadline = time.monotonic() + PATIENCE
@@ -274,6 +286,12 @@ def settings_for(upstream: str, **environ: str) -> Settings:
     )
 
 
+def _listener(at: Path | None) -> socket.socket:
+    if at is None:
+        return socket.create_server(("127.0.0.1", 0))
+    return socket.create_server(str(at), family=socket.AF_UNIX)
+
+
 @contextlib.asynccontextmanager
 async def relay_world(
     toml: str = "", at: Path | None = None, store: SessionStore | None = None, /, **environ: str
@@ -295,8 +313,7 @@ async def relay_world(
         gateway = build(settings)
     gateway.log._stream = None
     await gateway.store.start()
-    unix = {"family": socket.AF_UNIX} if at is not None else {}
-    listener = socket.create_server(str(at) if at is not None else ("127.0.0.1", 0), **unix)
+    listener = _listener(at)
     server = make_server(gateway)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:

@@ -426,9 +426,7 @@ class TestDeadlines:
                 client = await world.connect(receive_buffer=4096)
                 client.send(get(b"/", b"Connection: close"))
                 await world.until(lambda: _any(world, lambda it: it._blocked))
-                for seconds in (100, 200, 300):
-                    world.later(seconds)
-                await world.until(lambda: not world.gateway.relay.connections)
+                await world.ages_until(lambda: not world.gateway.relay.connections)
                 assert world.upstream.open == 0
 
         run(talk())

@@ -289,9 +289,7 @@ class TestEnding:
                 client = await world.connect(receive_buffer=4096)
                 client.send(ask())
                 await world.until(lambda: any(it._blocked for it in world.gateway.relay.connections))
-                for seconds in (100, 200, 300):
-                    world.later(seconds)
-                await world.until(lambda: not world.gateway.relay.connections)
+                await world.ages_until(lambda: not world.gateway.relay.connections)
                 await world.until(lambda: world.upstream.open == 0)
 
         run(talk())

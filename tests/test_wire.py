@@ -71,9 +71,7 @@ class TestSlowReaders:
                 client.send(GET)
                 await world.until(lambda: bool(world.gateway.relay.connections))
                 await world.until(lambda: connection(world)._blocked or connection(world)._untaken() > 100_000)
-                for seconds in (11, 100, 200, 300):
-                    world.later(seconds)
-                await world.until(lambda: not world.gateway.relay.connections)
+                await world.ages_until(lambda: not world.gateway.relay.connections)
                 await world.until(lambda: world.upstream.open == 0 or answered)
 
         run(talk())
