@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from proxy.errors import MalformedRequest
+from proxy.logto_command import logto
 from proxy.settings import Settings, SettingsError, load, schema
 
 FAILED: Final = 1
@@ -31,6 +32,9 @@ _config_option: Final = click.option(
 @click.version_option(package_name="postern", prog_name="postern")
 def main() -> None:
     """Postern: sign-in through Logto in front of any web application."""
+
+
+main.add_command(logto)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from starlette.applications import Starlette
@@ -18,6 +19,7 @@ from starlette.routing import Route
 from proxy.cli import main
 from proxy.errors import UpstreamProblem
 from proxy.gate import Kind
+from proxy.logto_command import VARIABLES
 from proxy.policy import Reason
 from proxy.serve import build
 from proxy.settings import RouteSettings, RuleSettings, Settings, SettingsError, load
@@ -115,11 +117,20 @@ def test_settings_that_the_prose_names_exist() -> None:
 
 def test_variables_that_the_pages_name_exist() -> None:
     known = {key.variable for key in keys(Settings)} | set(SHORT_NAMES) | {"POSTERN_UPSTREAM", "POSTERN_CONFIG"}
+    known |= set(VARIABLES)
     known |= {name + "_FILE" for name in known}
     known |= set(re.findall(r"^(?:# )?([A-Z][A-Z_0-9]+)=", text_of(".env.example"), re.MULTILINE))
     for path in PAGES:
         for name in re.findall(r"\b(?:POSTERN|LOGTO)_[A-Z0-9_]+\b", path.read_text("utf-8")):
             assert re.sub(r"__\d+(?=__|$)", "__N", name) in known, f"{name_of(path)}: {name}"
+
+
+def params_of(name: str) -> list[click.Parameter]:
+    """The options of a command; of a group those of its commands, each once."""
+    command = main.commands[name]
+    if not isinstance(command, click.Group):
+        return list(command.params)
+    return list({param.opts[0]: param for one in command.commands.values() for param in one.params}.values())
 
 
 def command_sections() -> dict[str, str]:
@@ -134,13 +145,13 @@ def test_every_command_has_its_section() -> None:
 
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_option_stands_with_its_command(name: str) -> None:
-    options = {option for param in main.commands[name].params for option in param.opts if option.startswith("--")}
+    options = {option for param in params_of(name) for option in param.opts if option.startswith("--")}
     assert set(re.findall(r"^\| `(--[a-z-]+)", command_sections()[name], re.MULTILINE)) == options
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_defaults_are_the_ones_documented(name: str) -> None:
-    for param in main.commands[name].params:
+    for param in params_of(name):
         row = re.search(rf"^\| `{param.opts[0]}\b[^\n]*", command_sections()[name], re.MULTILINE)
         assert row
         if isinstance(param.default, str | int) and not isinstance(param.default, bool):
@@ -170,7 +181,7 @@ def test_commands_that_the_pages_show_exist() -> None:
             continue
         if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]
-            documented = {option for param in main.commands[words[1]].params for option in param.opts}
+            documented = {option for param in params_of(words[1]) for option in (*param.opts, *param.secondary_opts)}
             assert {word for word in example if word.startswith("--")} <= documented, f"{page}: {words}"
         elif program == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, f"{page}: {words}"
