@@ -90,8 +90,10 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._taken(_LAST_SECONDS) and (self._lines or self._lost):
-            self._hand_over()
+        for _ in range(2):  # what has been gathered meanwhile, once; on a full disk something would be left for ever
+            if self._taken(_LAST_SECONDS) and (self._lines or self._lost):
+                self._hand_over()
+        self._taken(_LAST_SECONDS)
 
     def _add(
         self,
