@@ -16,8 +16,8 @@ import re
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ from proxy.upstream import UpstreamConnection
 from proxy.upstream_settings import Server
 from proxy.upstream_tls import ClientTls, reason_of
 
-IDLE_KEPT: Final = 64  # idle connections kept per server; each costs the app a slot, in some servers a thread
+IDLE_KEPT: Final = 1024  # idle connections kept per server at most, and never more than were lately used at once
 IDLE_SECONDS: Final = 30.0  # how long one is kept; less when the server says that it closes them earlier
 LONGEST_LIFE: Final = 3600.0  # seconds; so that a moved name, or a renewed certificate, reaches busy connections too
 TRIES: Final = 3  # servers a request is tried on when no connection comes about
@@ -55,9 +55,12 @@ class Pool:
         self.url = server.url
         self.authority = authority(server.url).encode()
         self.standing = Standing()
+        self.failures: Counter[UpstreamProblem] = Counter()  # so far
+        self.retries = 0  # requests that went to it first, and were sent again
         self.connect_timeout = connect_timeout
         self._limit = server.max_connections or _UNLIMITED
         self._busy = 0  # places held
+        self._peak = 0  # the most of them lately
         self._waiting: deque[asyncio.Future[None]] = deque()  # for a place
         self._idle: deque[UpstreamConnection] = deque()  # the most recently used one last
         self._open: set[UpstreamConnection] = set()
@@ -81,6 +84,11 @@ class Pool:
         """Requests that use a connection, open one, or wait for a place."""
         return self._busy + len(self._waiting)
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Connections in use, idle ones, and requests that wait for a place."""
+        return len(self._open) - len(self._idle), len(self._idle), len(self._waiting)
+
     def rank(self, now: float) -> tuple[bool, float, int]:
         """Where it comes among other servers, the least first: the least busy, and the least recently asked of those."""
         standing = self.standing
@@ -103,6 +111,8 @@ class Pool:
         if connection is not None:
             connection.busy = True
             self._busy += 1
+            if self._busy > self._peak:  # noqa: PLR1730 -- calling `max` would cost more than all the rest of this
+                self._peak = self._busy
         return connection
 
     def _newest(self) -> UpstreamConnection | None:
@@ -126,7 +136,9 @@ class Pool:
         else:
             connection.fresh_until = now + self._idle_seconds
             self._idle.append(connection)
-            if len(self._idle) > IDLE_KEPT:
+            # Requests that need a connection of their own add one each time. An idle connection costs the app a slot, in some
+            # servers a whole thread: no more of them than there was use for.
+            if len(self._idle) > self._peak or len(self._idle) > IDLE_KEPT:
                 self._idle.popleft().close()
         self._free_place()
 
@@ -214,6 +226,7 @@ class Pool:
 
     def failed(self, error: UpstreamFailed) -> None:
         """The server has failed a request: remember it, and say so, yet not again and again."""
+        self.failures[error.problem] += 1
         if error.ours:
             _log.error("upstream %s: %s", self.url, error)
             return
@@ -233,8 +246,9 @@ class Pool:
     # -- ending
 
     def prune(self, now: float) -> None:
-        """Close what has been idle too long; `now` on the monotonic clock, in seconds."""
-        while self._idle and now >= self._idle[0].fresh_until:
+        """Close what has been idle too long, or is no longer needed; `now` on the monotonic clock, in seconds."""
+        self._peak = max(self._busy, self._peak // 2, 1)
+        while self._idle and (now >= self._idle[0].fresh_until or len(self._idle) > self._peak):
             self._idle.popleft().close()
 
     def retire(self) -> None:
@@ -255,6 +269,7 @@ class Pool:
         """Take a place, or wait for one; hand-over is direct, so that nobody who comes later gets it first."""
         if self._busy < self._limit:
             self._busy += 1
+            self._peak = max(self._peak, self._busy)
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
@@ -315,6 +330,10 @@ class Upstreams:
         self._connect_timeout = connect_timeout
         for pool in self._pools.values():
             pool.connect_timeout = connect_timeout
+
+    def __iter__(self) -> Iterator[Pool]:
+        """Every pool that is in use."""
+        return iter(self._pools.values())
 
     def start(self) -> None:
         """Begin with the health checks. Needs a running event loop."""

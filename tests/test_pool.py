@@ -127,6 +127,27 @@ class TestIdleConnections:
 
         run(many())
 
+    def test_are_no_more_than_were_used_at_once(self) -> None:
+        """A request with a body opens a connection of its own, and leaves it here: there would be more and more of them."""
+
+        async def posts() -> None:
+            async with peer(answering()) as server:
+                pool = pool_of(server.url)
+                for connection in [await pool.connect() for _ in range(4)]:
+                    await send(connection).wait()
+                for _ in range(10):
+                    await send(await pool.connect()).wait()
+                    assert len(pool._idle) == 4
+                for expected in (2, 1, 1):
+                    pool.prune(time.monotonic())
+                    for _ in range(4):
+                        await send(await pool.connect()).wait()
+                    assert len(pool._idle) == expected
+                await until(lambda: server.open == 1)
+                pool.close()
+
+        run(posts())
+
     def test_that_are_too_old_are_not_taken_and_are_pruned(self) -> None:
         async def old() -> None:
             async with peer(answering()) as server:

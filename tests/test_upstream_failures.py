@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -349,6 +350,47 @@ class TestStaleConnections:
 
         run(ask())
         assert len(log) == 2
+
+
+class TestKeepAliveLottery:
+    """Servers may close idle connections whenever they like. Nobody is to notice; bench/soak_keepalive.py plays for longer."""
+
+    def test_no_request_is_lost_and_no_post_is_doubled(self) -> None:
+        lots = random.Random(7)
+        log: list[bytes] = []
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                log.append(await one_request(reader))
+                writer.write(HELLO)
+                lot = lots.random()
+                if lot < 0.1:
+                    return
+                if lot < 0.2:
+                    await asyncio.sleep(lots.random() / 200)
+                    return
+                if lot < 0.3:
+                    await reader.read(1)
+                    reset(writer)
+                    return
+
+        async def client(world: World, numbers: Iterator[int]) -> None:
+            connection = await world.connect()
+            for number in numbers:
+                raw = (POST if number % 3 else GET).replace(b" / ", b" /%d " % number)
+                status, _, body = await connection.ask(raw)
+                assert (status, body) == (200, b"hello")
+
+        async def lottery() -> None:
+            numbers = iter(range(1500))
+            async with peer(play) as server, world_before(server.url) as world:
+                await asyncio.gather(*(client(world, numbers) for _ in range(8)))
+
+        run(lottery())
+        assert sorted(log) == sorted(
+            b"%b /%d HTTP/1.1%b" % ((b"POST", number, b"data") if number % 3 else (b"GET", number, b""))
+            for number in range(1500)
+        )
 
 
 class TestSeveralServers:
