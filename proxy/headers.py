@@ -186,21 +186,29 @@ class RouteHeaders:
 
     def identity_block(self, identity: Identity | None, tokens: Tokens | None) -> bytes:
         """The identity fields of a person, ready for the wire. An absent value is an absent field, never the client's."""
-        lines: list[bytes] = []
-        if identity is not None:
-            values = identity_values(identity)
-            for family in self._families:
-                for short, name in family.items():
-                    value = values[short]
-                    if value is not None:
-                        lines.append(b"%b: %b\r\n" % (name.encode(), value))
-        for name_bytes, template in self._templates:
-            value = field_value(template.render(identity, tokens))
-            if value is not None:
-                lines.append(b"%b: %b\r\n" % (name_bytes, value))
-        if self._signer is not None and identity is not None:
-            lines.append(b"%b: %b\r\n" % (assertion.HEADER, self._signer.sign(identity, self._audience, time.time())))
-        return b"".join(lines)
+        fields = self._identity_fields(identity, tokens)
+        return b"".join([b"%b: %b\r\n" % (name, value) for name, value in fields if value is not None])
+
+    def answer_block(self, identity: Identity | None, tokens: Tokens | None) -> bytes:
+        """The same for a proxy that copies fields of an answer: all of them, empty where there is no value.
+
+        What is missing from the answer some proxies leave as the client sent it.
+        """
+        return b"".join(
+            [b"%b: %b\r\n" % (name, value or b"") for name, value in self._identity_fields(identity, tokens)]
+        )
+
+    def _identity_fields(self, identity: Identity | None, tokens: Tokens | None) -> list[tuple[bytes, bytes | None]]:
+        values = identity_values(identity) if identity is not None else {}
+        fields: list[tuple[bytes, bytes | None]] = [
+            (name.encode(), values.get(short)) for family in self._families for short, name in family.items()
+        ]
+        fields += [(name, field_value(template.render(identity, tokens))) for name, template in self._templates]
+        if self._signer is not None:
+            now = time.time()
+            signed = self._signer.sign(identity, self._audience, now) if identity is not None else None
+            fields.append((assertion.HEADER, signed))
+        return fields
 
     def to_upstream(self, head: RequestHead, origin: Origin, identity: bytes, request_id: bytes) -> bytes:
         """The request head to send upstream: the client's fields less what is not for the app, then ours."""

@@ -27,6 +27,7 @@ from proxy.accesslog import AccessLog
 from proxy.asgi import App
 from proxy.claims import Tokens
 from proxy.connection import ClientConnection
+from proxy.counters import Tally
 from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.headers import RouteHeaders
@@ -60,6 +61,8 @@ class Plan:
     limits: LimitSettings
     head_limits: HeadLimits
     public_scheme: str
+    own_url: str  # public_url with the gateway's prefix
+    auth_path: bytes  # where other proxies ask
     tokens_of: Callable[[RequestHead], Awaitable[Tokens | None]]
 
 
@@ -76,9 +79,11 @@ def lanes(upstreams: Upstreams, headers: Mapping[Route, RouteHeaders], limits: L
 class Relay:
     """What all connections of a worker share: the plan they serve requests by, the upstreams, the log, clocks."""
 
-    def __init__(self, plan: Plan, upstreams: Upstreams, log: AccessLog) -> None:
+    def __init__(self, plan: Plan, upstreams: Upstreams, log: AccessLog, tally: Tally | None = None) -> None:
+        """`tally` None: nobody asks for numbers, and nothing is counted."""
         self.plan = plan
         self.log = log
+        self.tally = tally
         self.connections: set[ClientConnection | ClientTunnel] = set()
         self.draining = False  # the worker stops: what is under way is the last
         self.now = 0.0  # on the event loop's clock, as of the last sweep
@@ -101,6 +106,8 @@ class Relay:
     ) -> ClientConnection:
         """What uvicorn calls for each accepted connection (its `http` setting)."""
         self.start()
+        if self.tally is not None:
+            self.tally.connections += 1
         return ClientConnection(self, server_state)
 
     def start(self) -> None:

@@ -14,16 +14,20 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Final
 
 from proxy.asgi import AsgiCall
-from proxy.errors import StoreUnavailable
+from proxy.errors import MalformedRequest, StoreUnavailable
 from proxy.exchange import Exchange
+from proxy.forwardauth import Asked, Dialect, allowed, dialect_of, refused_for_nginx
+from proxy.forwardauth import read as read_question
 from proxy.forwarding import Peer
 from proxy.gate import OWN, Call, Kind, Verdict, bad_request, signed_out
 from proxy.headers import forwards_left, request_id_from
 from proxy.http1 import RequestHead
 from proxy.refusal import options_answer
+from proxy.session import Session
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
+    from proxy.headers import RouteHeaders
     from proxy.relay import Lane, Relay
 
 _NO_BLOCK: Final = (-math.inf, b"")
@@ -33,15 +37,19 @@ _log = logging.getLogger("postern")
 class Request:
     """A request being served. `work` is who serves it: None while the gate still has to ask the store.
 
-    `status` is 0 until the final head of the answer is settled. `body_limit` is in bytes, 0 for none.
+    `status` is 0 until the final head of the answer is settled, and so is `answered_at`, on the clock of `started_at`.
+    `body_limit` is in bytes, 0 for none.
     """
 
     __slots__ = (
+        "_asked",
+        "_body_in",
         "_body_out",
         "_connection",
         "_plan",
         "_relay",
         "_task",
+        "answered_at",
         "body_limit",
         "head",
         "id",
@@ -59,12 +67,15 @@ class Request:
         self._relay = relay
         self._plan = relay.plan
         self._task: asyncio.Task[None] | None = None
+        self._asked: Asked | None = None
+        self._body_in = 0
         self._body_out = 0
         self.head = head
         self.origin = self._plan.forwarding.origin(head, peer, scheme)
         self.id = request_id_from(head, trusted=self.origin.trusted) or relay.new_request_id()
         self.started_at = time.perf_counter()
         self.status = 0
+        self.answered_at = 0.0
         self.body_limit = 0
         self.verdict: Verdict | None = None
         self.work: Exchange | AsgiCall | None = None
@@ -75,8 +86,14 @@ class Request:
             self.verdict = OWN
             self._answer_options()
             return
-        verdict = self._plan.gate.judge(self.head, self.origin.name, self.origin.address)
+        dialect = dialect_of(self.head.path, self._plan.auth_path)
+        if dialect is not None and not self._read_question(dialect):
+            return
+        judged, host = self._judged()
+        verdict = self._plan.gate.judge(judged, host, self.origin.address)
         if verdict is not None:
+            if verdict.session is not None and self._relay.tally is not None:
+                self._relay.tally.found_in_memory += 1
             self._act(verdict)
         else:
             self._later(self._judge_later())
@@ -111,12 +128,40 @@ class Request:
             self._task = None
         work, self.work = self.work, None
         if work is not None:
+            self._body_in += work.body_in
             self._body_out += work.body_out
             work.cancel()
 
+    def answering(self, status: int) -> None:
+        """The final head of the answer is settled."""
+        self.status = status
+        self.answered_at = time.perf_counter()
+
     def log(self, *, cut: bool = False) -> None:
-        """Write the access line; `cut` when the answer is incomplete."""
+        """Write the access line, and count the request; `cut` when the answer is incomplete."""
         self._relay.log.write(self, cut=cut)
+        tally = self._relay.tally
+        if tally is not None:
+            tally.request(
+                self.route,
+                self.head.method,
+                self.status,
+                self.outcome(cut=cut),
+                self.answered_at - self.started_at if self.answered_at else 0.0,
+                self.seconds,
+                self._body_in + (self.work.body_in if self.work is not None else 0),
+                self.body_out,
+            )
+
+    @property
+    def route(self) -> str:
+        """The name of its route, empty where it has none."""
+        verdict = self.verdict
+        return verdict.route.name if verdict is not None and verdict.route is not None else ""
+
+    def outcome(self, *, cut: bool) -> str:
+        """One word for what became of it; `cut` when the answer is incomplete."""
+        return "cut_short" if cut else self.verdict.reason if self.verdict is not None else ""
 
     def rests_on(self, session_ids: frozenset[str]) -> bool:
         """Whether an upstream is serving this request because of one of those sessions."""
@@ -153,13 +198,25 @@ class Request:
         else:
             self._connection.store_answered()
 
+    def _judged(self) -> tuple[RequestHead, str]:
+        """The head and host to judge: this request's own, or what another proxy asks about."""
+        asked = self._asked
+        return (self.head, self.origin.name) if asked is None else (asked.head, asked.host)
+
     async def _judge_later(self) -> None:
-        verdict = await self._plan.gate.judge_later(self.head, self.origin.name, self.origin.address)
+        judged, host = self._judged()
+        verdict = await self._plan.gate.judge_later(judged, host, self.origin.address)
+        if self._relay.tally is not None:
+            unavailable = verdict.kind is Kind.UNAVAILABLE
+            self._relay.tally.store_asked(self.seconds, found=verdict.session is not None, failed=unavailable)
         self._task = None
         self._act(verdict)
 
     def _act(self, verdict: Verdict) -> None:
         self.verdict = verdict
+        if self._asked is not None:
+            self._act_on_question(self._asked, verdict)
+            return
         route = verdict.route
         if verdict.kind is not Kind.PASS or route is None:
             self.answer(verdict)
@@ -176,11 +233,79 @@ class Request:
             if lane.headers.needs_tokens:
                 self._later(self._act_with_tokens(lane, verdict))
                 return
-            if len(session.blocks) >= len(self._plan.lanes):
-                session.blocks.clear()  # blocks for routes of earlier settings
+            self._make_room(session)
             block = lane.headers.identity_block(session.identity, None)
             session.blocks[route] = (self._relay.now + lane.headers.block_seconds, block)
         self._relay_on(lane, block)
+
+    def _read_question(self, dialect: Dialect) -> bool:
+        """Read what another proxy asks about; False when the question is refused, and that has been answered."""
+        try:
+            self._asked = read_question(self.head, self.origin, dialect, self._plan.auth_path)
+        except MalformedRequest as error:
+            _log.warning("a forward-auth question was refused: %s", error.reason)
+            self.answer(Verdict(Kind.BAD_REQUEST, status=error.status, reason="forward_auth", detail=error.reason))
+            return False
+        return True
+
+    def _act_on_question(self, asked: Asked, verdict: Verdict) -> None:
+        if verdict.kind is Kind.OWN:
+            self._tell(b"")  # the gateway's own paths need no permission, and the proxy relays them to the gateway
+        elif verdict.kind is Kind.PASS and verdict.route is not None:
+            headers = self._plan.lanes[verdict.route].headers
+            if headers.needs_tokens and verdict.session is not None:
+                self._later(self._tell_with_tokens(headers, verdict.session))
+            else:
+                self._tell(self._answer_block(headers, verdict))
+        elif asked.dialect is Dialect.NGINX:
+            connection, call = self._answering(), self._call(verdict)
+            persistence = connection.persistence(self.head.minor)
+            sign_in = f"{self._plan.own_url}/sign-in"
+            answer = refused_for_nginx(verdict, sign_in, call.url, connection.date, self.id, persistence)
+            connection.respond(int(answer[9:12]), answer)
+            connection.finished()
+        else:
+            self.answer(verdict)
+
+    def _answer_block(self, headers: RouteHeaders, verdict: Verdict) -> bytes:
+        """What is told of the person who may pass, worked out once per session and route."""
+        session = verdict.session
+        if session is None:
+            return headers.answer_block(None, None)
+        key = ("auth", verdict.route)
+        block: bytes
+        renew_at, block = session.blocks.get(key, _NO_BLOCK)
+        if renew_at < self._relay.now:
+            self._make_room(session)
+            block = headers.answer_block(session.identity, None)
+            session.blocks[key] = (self._relay.now + headers.block_seconds, block)
+        return block
+
+    async def _tell_with_tokens(self, headers: RouteHeaders, session: Session) -> None:
+        try:
+            tokens = await self._plan.tokens_of(self.head)
+        except StoreUnavailable as error:
+            self._task = None
+            self.answer(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
+            return
+        self._task = None
+        self._tell(headers.answer_block(session.identity, tokens))
+
+    def _tell(self, block: bytes) -> None:
+        connection = self._answering()
+        persistence = connection.persistence(self.head.minor)
+        connection.respond(200, allowed(block, connection.date, self.id, persistence))
+        connection.finished()
+
+    def _answering(self) -> ClientConnection:
+        """The connection, about to be given a whole answer; what has not been read of the request ends it."""
+        if not self._connection.request_read:
+            self._connection.keep_alive = False
+        return self._connection
+
+    def _make_room(self, session: Session) -> None:
+        if len(session.blocks) >= 2 * len(self._plan.lanes):
+            session.blocks.clear()  # blocks for routes of earlier settings
 
     def _acceptable(self, lane: Lane) -> bool:
         """Whether a request that has passed the gate can go to an app at all; otherwise it is answered here."""
@@ -227,13 +352,12 @@ class Request:
 
     def _answer_options(self) -> None:
         """Answer an OPTIONS request that is about the gateway, or may go no further (RFC 9110 7.6.2, 9.3.7)."""
-        connection = self._connection
-        if not connection.request_read:
-            connection.keep_alive = False
+        connection = self._answering()
         connection.respond(204, options_answer(connection.date, self.id, connection.persistence(self.head.minor)))
         connection.finished()
 
     def _call(self, verdict: Verdict) -> Call:
-        scheme, host = self._plan.public_scheme, self.origin.name
-        target = self.head.target.decode("latin-1")
+        judged, host = self._judged()
+        scheme = self._plan.public_scheme
+        target = judged.target.decode("latin-1")
         return Call(verdict, self.id.decode("latin-1"), self.origin.client, scheme, host, f"{scheme}://{host}{target}")

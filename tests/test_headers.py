@@ -51,6 +51,7 @@ def settings(**environ: str) -> Settings:
             "LOGTO_ENDPOINT": "https://auth.example.com",
             "LOGTO_APP_ID": "app",
             "LOGTO_APP_SECRET": "secret",
+            "POSTERN_IDENTITY__ASSERTION": "false",  # has tests of its own, and is another one each second
             **environ,
         },
     )
