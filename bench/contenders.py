@@ -90,6 +90,16 @@ class Contender:
             "Cookie": self.cookie,
         }
 
+    def socket_headers(self) -> list[str]:
+        """What a browser's request for a WebSocket carries besides."""
+        return [
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+            f"Origin: http://{self.host}",
+        ]
+
     def check(self, path: str) -> int:
         """One GET through it: returns the size of the body; Trouble when the answer is not 200."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)

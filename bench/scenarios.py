@@ -137,13 +137,7 @@ def streams(contender: Contender, run: Run) -> Measured:
 def sockets(contender: Contender, run: Run) -> Measured:
     """Measure 4,000 idle WebSockets: memory, and what waiting costs. That they carry messages is tried on some."""
     count = min(SOCKETS, contender.world.files // 2 - 500)  # each is two descriptors in a proxy
-    headers = (
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        f"Origin: http://{contender.host}",
-    )
+    headers = contender.socket_headers()
     _touch_live(contender, "/live/socket", 101, headers)
     with visitors(contender, "/live/socket", headers) as crowd:
         kib = _memory_of(contender, crowd, count, 101)

@@ -127,18 +127,19 @@ class Load:
         writer.close()
 
 
-async def totals(port: int) -> list[object]:
+async def totals(port: int) -> tuple[int, dict[str, int], int, dict[str, int]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /totals HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     body = await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
     writer.close()
-    return json.loads(body)
+    connections, closed, gets, posts = json.loads(body)
+    return connections, closed, gets, posts
 
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+        return int(server.getsockname()[1])
 
 
 async def listening(port: int) -> None:
