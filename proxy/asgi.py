@@ -43,10 +43,10 @@ class AsgiCall:
         "_drained",
         "_head",
         "_head_sent",
-        "_received",
         "_request_id",
         "_status",
         "_takes_body",
+        "body_in",
         "body_out",
         "started",
     )
@@ -56,7 +56,6 @@ class AsgiCall:
         self._head = head
         self._takes_body = takes_body
         self._body = bytearray()
-        self._received = 0
         self._complete = head.length == 0 or not takes_body
         self._delivered = False  # the app has all of the body
         self._arrived = asyncio.Event()
@@ -68,6 +67,7 @@ class AsgiCall:
         self._status = 0
         self._request_id = b""
         self.started = False
+        self.body_in = 0
         self.body_out = 0
 
     def start(self, app: App, call: Call) -> asyncio.Task[None]:
@@ -100,8 +100,8 @@ class AsgiCall:
         """Payload of the request's body has come."""
         if not self._takes_body:
             return
-        self._received += len(data)
-        if self._received > MAX_BODY:
+        self.body_in += len(data)
+        if self.body_in > MAX_BODY:
             if self._client is not None:
                 self._client.spoiled(bad_request(413, "the request's body is larger than allowed"))
             return

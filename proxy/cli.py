@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from proxy.errors import MalformedRequest
+from proxy.errors import CannotServe, MalformedRequest
 from proxy.logto_command import logto
 from proxy.settings import Settings, SettingsError, load, schema
 
@@ -40,18 +40,19 @@ main.add_command(logto)
 @main.command()
 @_config_option
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen, instead of the settings' `listen`.")
-def serve(config: Path | None, listen: str | None) -> None:
-    """Run the gateway."""
-    from proxy.serve import run
+@click.option("--workers", metavar="N", help="How many processes share the work, instead of the settings' `workers`.")
+def serve(config: Path | None, listen: str | None, workers: str | None) -> None:
+    """Run the gateway, until SIGTERM or SIGINT. SIGHUP reads the settings again."""
+    from proxy.lifecycle import run
+    from proxy.reloading import Source
 
-    settings = _load(config, {"POSTERN_LISTEN": listen} if listen else {})
+    given = {"POSTERN_LISTEN": listen, "POSTERN_WORKERS": workers}
+    overrides = {name: value for name, value in given.items() if value}
+    settings = _load(config, overrides)
     try:
-        run(settings)
-    except OSError as error:
-        _fail(f"cannot listen on {settings.listen}: {error.strerror or error}; is something else running there?")
-    except SystemExit as stop:
-        # uvicorn exits with a number of its own when it cannot start
-        sys.exit(FAILED if stop.code else 0)
+        run(settings, Source(config, {**os.environ, **overrides}))
+    except CannotServe as error:
+        _fail(str(error))
 
 
 @main.command()

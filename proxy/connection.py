@@ -140,7 +140,7 @@ class ClientConnection(Wire):
     def responding(self, status: int) -> None:
         """The final head of the answer is settled: from here on it can only be completed or cut short."""
         if self._request is not None:
-            self._request.status = status
+            self._request.answering(status)
         self._expire = self.cut_short
 
     def respond(self, status: int, head: bytes) -> None:
@@ -207,7 +207,7 @@ class ClientConnection(Wire):
         request, self._request = self._request, None
         if request is None or self._transport.is_closing():
             return None
-        request.status = 101
+        request.answering(101)
         self._detach()
         self._closing = True
         tunnel = ClientTunnel(self._relay, self._state, self._crowd, request, exchange)

@@ -50,6 +50,7 @@ class Exchange:
         "_task",
         "_unsent",
         "_wire",
+        "body_in",
         "body_out",
         "started",
     )
@@ -82,7 +83,8 @@ class Exchange:
         self._chunked_out = False
         self._unsent = b""  # the final head, until payload or the end comes with it
         self.started = False  # a byte of the final response has gone to the client
-        self.body_out = 0  # payload bytes sent to the client
+        self.body_in = 0  # payload bytes that came from the client
+        self.body_out = 0  # and that were sent to it
 
     # -- towards the upstream
 
@@ -100,6 +102,7 @@ class Exchange:
 
     def body(self, data: bytes) -> None:
         """Payload of the request's body, or bytes of the tunnel, have come from the client."""
+        self.body_in += len(data)
         if self._request_chunked and self._wire is self._client:
             data = chunk(data)
         if self._connection is not None:
@@ -253,6 +256,7 @@ class Exchange:
                 order = [pool for pool in order if pool is not connection.pool]
             if order:
                 self._retried = True
+                connection.pool.retries += 1
                 self._connect(order)
                 return
         self._give_up(error.problem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -52,13 +53,17 @@ def create_app(
     relying_party: RelyingParty,
     pages: Pages,
     returns: ReturnPaths,
+    sign_ins: Counter[str] | None = None,
 ) -> Starlette:
-    """Build the app. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`, `revocations`."""
+    """Build the app. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`, `revocations`.
+
+    Sign-ins that end are counted in `sign_ins` by result.
+    """
     answers = Answers(settings, pages, returns)
     visits = Visits(settings, store)
     revocations = Revocations(relying_party)
     parts = (settings, store, relying_party, visits, pages, answers, returns, revocations)
-    sign_in, sign_out = SignIn(*parts), SignOut(*parts)
+    sign_in, sign_out = SignIn(*parts, Counter() if sign_ins is None else sign_ins), SignOut(*parts)
     account = Account(settings, gate, visits, pages, answers)
     notices = Notices(settings, store, relying_party)
     health = Health(store, relying_party)

@@ -142,26 +142,18 @@ class Request:
         self._relay.log.write(self, cut=cut)
         tally = self._relay.tally
         if tally is not None:
+            verdict = self.verdict
+            route = verdict.route.name if verdict is not None and verdict.route is not None else ""
             tally.request(
-                self.route,
+                route,
                 self.head.method,
                 self.status,
-                self.outcome(cut=cut),
+                "cut_short" if cut else verdict.reason if verdict is not None else "",
                 self.answered_at - self.started_at if self.answered_at else 0.0,
                 self.seconds,
                 self._body_in + (self.work.body_in if self.work is not None else 0),
                 self.body_out,
             )
-
-    @property
-    def route(self) -> str:
-        """The name of its route, empty where it has none."""
-        verdict = self.verdict
-        return verdict.route.name if verdict is not None and verdict.route is not None else ""
-
-    def outcome(self, *, cut: bool) -> str:
-        """One word for what became of it; `cut` when the answer is incomplete."""
-        return "cut_short" if cut else self.verdict.reason if self.verdict is not None else ""
 
     def rests_on(self, session_ids: frozenset[str]) -> bool:
         """Whether an upstream is serving this request because of one of those sessions."""

@@ -6,18 +6,20 @@ import asyncio
 import logging
 import signal
 import ssl
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import uvicorn
-import uvloop
 from starlette.applications import Starlette
 
 from proxy import cookies
 from proxy.accesslog import AccessLog
+from proxy.assertion import signer_of
 from proxy.claims import Tokens
+from proxy.counters import Tally
 from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.gateway import create_app
@@ -25,7 +27,8 @@ from proxy.headers import RouteHeaders
 from proxy.http1 import HeadLimits, RequestHead
 from proxy.identity import RelyingParty
 from proxy.listening import Turn, server_tls
-from proxy.logs import access_place, configure
+from proxy.logplace import LogPlace
+from proxy.logs import access_place
 from proxy.pages import Pages
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
@@ -65,6 +68,8 @@ class Gateway:
     upstreams: Upstreams
     relay: Relay
     log: AccessLog
+    log_place: LogPlace | None
+    sign_ins: Counter[str]  # that have ended, by result
     _retired: dict[Front, asyncio.TimerHandle] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -94,9 +99,10 @@ class Gateway:
         Raises CannotServe, and then nothing has changed.
         """
         old = self.front
-        front = _front(settings, self.keyring, self.store, self.upstreams, old)
+        front = _front(settings, self.keyring, self.store, self.upstreams, self.sign_ins, old)
         if settings.log != old.settings.log:
-            self.log.redirect(*access_place(settings.log))
+            self.log_place, form = access_place(settings.log)
+            self.log.redirect(self.log_place, form)
         self.keyring.rotate(settings.seal_secrets)
         self.upstreams.keep(
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
@@ -105,6 +111,14 @@ class Gateway:
         self.relay.plan = front.plan
         front.app.state.health.draining = old.app.state.health.draining
         self._retired[old] = asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._let_go, old)
+
+    def reopen_logs(self) -> None:
+        """Go on in a new access log, when the old one was moved away."""
+        if self.log_place is not None:
+            try:
+                self.log_place.reopen()
+            except OSError as error:
+                _log.error("the access log cannot be opened again: %s", error.strerror)
 
     async def close(self) -> None:
         """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
@@ -136,14 +150,23 @@ def build(settings: Settings) -> Gateway:
     keyring = KeyRing(settings.seal_secrets)
     store = open_store(settings, keyring)
     upstreams = Upstreams(settings.limits.connect_timeout)
-    front = _front(settings, keyring, store, upstreams, None)
-    log = AccessLog(*access_place(settings.log))
-    relay = Relay(front.plan, upstreams, log)
+    sign_ins: Counter[str] = Counter()
+    front = _front(settings, keyring, store, upstreams, sign_ins, None)
+    place, form = access_place(settings.log)
+    log = AccessLog(place, form)
+    relay = Relay(front.plan, upstreams, log, Tally() if settings.metrics.listen is not None else None)
     store.on_end(relay.session_ended)
-    return Gateway(front, keyring, store, upstreams, relay, log)
+    return Gateway(front, keyring, store, upstreams, relay, log, place, sign_ins)
 
 
-def _front(settings: Settings, keyring: KeyRing, store: SessionStore, upstreams: Upstreams, old: Front | None) -> Front:
+def _front(
+    settings: Settings,
+    keyring: KeyRing,
+    store: SessionStore,
+    upstreams: Upstreams,
+    sign_ins: Counter[str],
+    old: Front | None,
+) -> Front:
     """The front that `settings` make, with what can be kept of the `old` one. Raises CannotServe."""
     tls = server_tls(settings.tls)
     if old is not None and _asked_of_logto(settings) == _asked_of_logto(old.settings):
@@ -153,7 +176,7 @@ def _front(settings: Settings, keyring: KeyRing, store: SessionStore, upstreams:
     routes = RouteTable.from_settings(settings)
     gate = Gate(settings, routes, store)
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
-    app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns)
+    app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns, sign_ins)
     limits = settings.limits
     plan = Plan(
         gate=gate,
@@ -163,6 +186,8 @@ def _front(settings: Settings, keyring: KeyRing, store: SessionStore, upstreams:
         limits=limits,
         head_limits=HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count),
         public_scheme=settings.public_url.partition("://")[0],
+        own_url=settings.public_url + settings.prefix,
+        auth_path=f"{settings.prefix}/auth".encode(),
         tokens_of=_tokens_of(settings, store),
     )
     return Front(settings, relying_party, gate, app, plan, tls)
@@ -176,7 +201,8 @@ def _asked_of_logto(settings: Settings) -> tuple[object, ...]:
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:
     """The compiled header rules of every route. A name that any route sets is stripped on all of them."""
     names = {name for route in routes.routes for name, _ in route.header_set}
-    return {route: RouteHeaders(settings, route, names) for route in routes.routes}
+    signer = signer_of(settings) if settings.identity.assertion else None
+    return {route: RouteHeaders(settings, route, names, signer) for route in routes.routes}
 
 
 def _tokens_of(settings: Settings, store: SessionStore) -> Callable[[RequestHead], Coroutine[Any, Any, Tokens | None]]:
@@ -192,8 +218,8 @@ def _tokens_of(settings: Settings, store: SessionStore) -> Callable[[RequestHead
     return tokens_of
 
 
-def make_server(gateway: Gateway, started: Callable[[], None] | None = None, turn: Turn | None = None) -> Server:
-    """The server that listens for `gateway`; `started` is called once it does. `turn`: its part among several workers."""
+def make_server(gateway: Gateway, turn: Turn | None = None) -> Server:
+    """The server that listens for `gateway`. `turn`: its part among several workers."""
     config = uvicorn.Config(
         cast("Any", gateway.app),
         http=cast("Any", gateway.relay.protocol),  # any callable that makes a protocol does
@@ -215,7 +241,6 @@ def make_server(gateway: Gateway, started: Callable[[], None] | None = None, tur
         listen=gateway.settings.listen,
         drain=lambda: gateway.settings.drain,
         tls=lambda: gateway.front.tls,
-        started=started or (lambda: None),
         stopping=stopping,
         turn=turn,
     )
@@ -225,7 +250,9 @@ async def serve(settings: Settings, *, started: Callable[[], None] | None = None
     """Run one gateway until SIGTERM or SIGINT. `started` is called once it listens. OSError when it cannot listen."""
     gateway = build(settings)
     await gateway.store.start()
-    server = make_server(gateway, started)
+    server = make_server(gateway)
+    if started is not None:
+        server.on_start = started
     try:
         with _told_to_stop(server):
             await server.serve()
@@ -254,16 +281,3 @@ def _told_to_stop(server: Server) -> Iterator[None]:
         for number in numbers:
             with suppress(ValueError, RuntimeError):
                 loop.remove_signal_handler(number)
-
-
-def run(settings: Settings) -> None:
-    """Run one gateway in this process, on uvloop, until SIGTERM or SIGINT."""
-    configure(settings.log)
-    for warning in settings.warnings:
-        _log.warning("%s", warning)
-
-    def started() -> None:
-        _log.info("listening on %s for %s", settings.listen, settings.public_url)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, started=started))

@@ -28,7 +28,7 @@ _log = logging.getLogger("postern")
 
 
 class Server(uvicorn.Server):
-    """Serves one relay. `started` is called once it listens, `stopping` as soon as it is to stop, perhaps more than once."""
+    """Serves one relay. `on_start` is called once it listens, `stopping` as soon as it is to stop, perhaps more than once."""
 
     def __init__(
         self,
@@ -38,7 +38,6 @@ class Server(uvicorn.Server):
         listen: Listen,
         drain: Callable[[], DrainSettings],
         tls: Callable[[], ssl.SSLContext | None],
-        started: Callable[[], None],
         stopping: Callable[[], None],
         turn: Turn | None = None,
     ) -> None:
@@ -47,7 +46,7 @@ class Server(uvicorn.Server):
         self._listen = listen
         self._drain = drain
         self._tls = tls
-        self._on_start = started
+        self.on_start: Callable[[], None] = lambda: None
         self._on_stop = stopping
         self._turn = turn
         self._acceptors: list[Acceptor] = []
@@ -91,7 +90,7 @@ class Server(uvicorn.Server):
         for acceptor in self._acceptors:
             acceptor.start()
         self.started = True
-        self._on_start()
+        self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 -- the acceptors close them
         """Drain: see the module. Returns when everything has finished, or the time is up."""

@@ -7,6 +7,7 @@ a redirect, or a page that says what happened and offers to try again.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -50,7 +51,9 @@ class SignIn:
         answers: Answers,
         returns: ReturnPaths,
         revocations: Revocations,
+        results: Counter[str],
     ) -> None:
+        """`results` counts the sign-ins that have ended."""
         self._settings = settings
         self._store = store
         self._relying_party = relying_party
@@ -59,6 +62,7 @@ class SignIn:
         self._answers = answers
         self._returns = returns
         self._revocations = revocations
+        self._results = results
         self._strict = settings.session.cookie.same_site == "strict"
 
     async def intercept(self, request: Request) -> Response:
@@ -122,6 +126,7 @@ class SignIn:
 
     async def _signed_in(self, request: Request, finished: Finished, before: Visit | None) -> Response:
         """A new session under a new id, whatever this browser had before (session fixation)."""
+        self._results["signed_in"] += 1
         call, grant = call_of(request), finished.grant
         browser = request.headers.get("user-agent", "")
         _, value = await self._store.create(grant, browser=browser, address=call.client)
@@ -156,6 +161,7 @@ class SignIn:
 
     def _failed(self, request: Request, failure: SignInFailed, before: Visit | None) -> Response:
         problem = failure.problem
+        self._results[problem.value] += 1
         _log.warning(
             "sign-in failed: %s",
             problem.value,
@@ -177,6 +183,7 @@ class SignIn:
     ) -> Response:
         """Logto does not answer: 503, it will pass. Logto says that we are not who we should be: 502, it will not."""
         call = call_of(request)
+        self._results["logto_refused" if isinstance(error, LogtoRefused) else "logto_unavailable"] += 1
         _log.error("sign-in is not possible: %s", error, extra={"request_id": call.request_id})
         if isinstance(error, LogtoRefused):
             return self._answers.answer(request, "logto_refused", 502, reason="logto_refused")
