@@ -57,6 +57,6 @@ def configure(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    # These tell of every request they make, query and all; what matters of it is logged at our edges.
-    for chatty in ("httpx2", "httpcore2", "uvicorn.access"):
+    # These tell of every request they make, query and all, or of every process; what matters of it is logged at our edges.
+    for chatty in ("httpx2", "httpcore2", "uvicorn.access", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 # Distribution -> what it is imported as, where the two differ.
-IMPORTED_AS = {"pyjwt": "jwt", "python-multipart": "python_multipart"}
+IMPORTED_AS = {"opentelemetry-api": "opentelemetry", "pyjwt": "jwt", "python-multipart": "python_multipart"}
 # Other names that a declared dependency brings along as part of its own interface.
 COMES_WITH = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}
 # Dependencies that no module of ours imports, and who does.
@@ -89,7 +89,9 @@ def test_the_gateway_declares_what_it_imports_and_imports_what_it_declares() -> 
         (node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
     }
     names = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]}
-    declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
+    extras = [line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines]
+    optional = {canonicalize_name(Requirement(line).name) for line in extras}
+    declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names | optional}
     assert {COMES_WITH.get(name, name) for name in imported - set(sys.stdlib_module_names)} <= declared | {"proxy"}
     assert {name for name in names if IMPORTED_AS.get(name, name.replace("-", "_")) not in imported} == set(
         USED_BY_OTHERS
