@@ -36,6 +36,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    if not run.samples:
+        print("bench: nothing to measure", file=sys.stderr)
+        return 1
     result = report.Result(facts, run.samples)
     print("\n" + report.markdown(result))
     print(f"stored in {report.store(result)}")
@@ -84,13 +87,14 @@ def _measure_all(chosen: Sequence[Scenario], run: Run, facts: dict[str, object])
     started = time.monotonic()
     spare = run.pace.repeats
     for scenario in chosen:
-        print(f"\n{scenario.title}")
+        present = [run.contenders[name] for name in scenario.contenders if name in run.contenders]
+        able = [contender for contender in present if scenario.possible(contender)]
+        print(f"\n{scenario.title}" + ("" if able else ": nobody who can"))
         for number in range(scenario.rounds_at(run.pace)):
-            for name in scenario.contenders:
-                if name in run.contenders:
-                    sample, spare = _quiet_sample(scenario, run.contenders[name], run, number, spare)
-                    run.samples.append(sample)
-                    print(_line(sample, scenario), flush=True)
+            for contender in able:
+                sample, spare = _quiet_sample(scenario, contender, run, number, spare)
+                run.samples.append(sample)
+                print(_line(sample, scenario), flush=True)
     facts["seconds"] = round(time.monotonic() - started)
 
 

@@ -9,7 +9,7 @@ import http.client
 import json
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -43,8 +43,11 @@ class Contender:
         """Start it on its core and sign somebody in; returns once it forwards."""
         self.running = self.world.fleet.start(self.name, self.argv(), self.world.cores.contender, self.environ())
         self.running.listening(self.port)
-        self.cookie = self.signed_in()
-        self.check("/small")
+        try:
+            self.cookie = self.signed_in()
+            self.check("/small")
+        except Trouble as trouble:
+            raise Trouble(f"{self.title}: {trouble}\n{self.running.said()}") from trouble
 
     def stop(self) -> None:
         """End it."""
@@ -100,20 +103,24 @@ class Contender:
             f"Origin: http://{self.host}",
         ]
 
-    def check(self, path: str) -> int:
-        """One GET through it: returns the size of the body; Trouble when the answer is not 200."""
+    def check(self, path: str, more: Mapping[str, str] | None = None) -> None:
+        """One GET through it, with `more` headers; Trouble when the answer is not 200."""
+        status = self.ask(path, more)
+        if status != 200:
+            raise Trouble(f"{self.title} answers {path} with {status}\n{self.running.said()}")
+
+    def ask(self, path: str, more: Mapping[str, str] | None = None) -> int:
+        """The status of one GET through it; Trouble when there is no answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("GET", path, headers=self.headers())
+            connection.request("GET", path, headers={**self.headers(), **(more or {})})
             answer = connection.getresponse()
-            size = len(answer.read())
+            answer.read()
         except (OSError, http.client.HTTPException) as error:
             raise Trouble(f"{self.title}: {path}: {error!r}\n{self.running.said()}") from error
         finally:
             connection.close()
-        if answer.status != 200:
-            raise Trouble(f"{self.title} answers {path} with {answer.status}\n{self.running.said()}")
-        return size
+        return answer.status
 
     def sandbox(self) -> str:
         """Start a stand-in Logto that knows this contender, the first time; returns its URL."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,14 @@ TOLERATED = 0.005  # share of requests that may fail: counted and told, but no r
 
 
 def wrk(
-    contender: Contender, path: str, seconds: float, connections: int, *, method: str = "GET", body: int = 0
+    contender: Contender,
+    path: str,
+    seconds: float,
+    connections: int,
+    *,
+    method: str = "GET",
+    body: int = 0,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Closed loop: as many requests as go through in `seconds`. See wrk.lua for what comes out."""
     options = [
@@ -34,7 +41,8 @@ def wrk(
         "--script",
         str(HERE / "wrk.lua"),
     ]
-    headers = [part for name, value in contender.headers().items() for part in ("--header", f"{name}: {value}")]
+    fields = {**contender.headers(), **(more or {})}
+    headers = [part for name, value in fields.items() for part in ("--header", f"{name}: {value}")]
     extra = ["--", method, str(body)] if body else []
     url = f"http://127.0.0.1:{contender.port}{path}"
     out = _run(contender, ["wrk", *options, "--duration", f"{max(1, round(seconds))}s", *headers, url, *extra])

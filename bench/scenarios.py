@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bench import figures, machine
@@ -16,6 +16,14 @@ from bench.processes import Trouble
 STREAMS: Final = 1000
 SOCKETS: Final = 4000
 ECHOES: Final = 200
+FORWARD_AUTH: Final = "/.postern/auth"
+FORWARDED: Final = {  # as Traefik and Caddy ask
+    "X-Forwarded-Method": "GET",
+    "X-Forwarded-Proto": "http",
+    "X-Forwarded-Host": "localhost",
+    "X-Forwarded-Uri": "/small",
+    "X-Forwarded-For": "198.51.100.7",
+}
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 
@@ -69,13 +77,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`measure` returns values and usage for one contender. `fresh`: in a process that has just been started."""
+    """`measure` returns values and usage for one contender. `fresh`: in a process that has just been started.
+
+    `possible` tells whether a contender can do it at all: one that cannot, such as an older Postern, is left out.
+    """
 
     name: str
     title: str
     contenders: Sequence[str]
     columns: Sequence[Column]
     measure: Callable[[Contender, Run], Measured]
+    possible: Callable[[Contender], bool] = lambda _: True
     fresh: bool = False
     rounds: int = 3
     quick_rounds: int = 1
@@ -85,15 +97,17 @@ class Scenario:
         return self.rounds if pace is FULL else self.quick_rounds
 
 
-def closed(path: str, connections: int, method: str = "GET", body: int = 0) -> Callable[[Contender, Run], Measured]:
+def closed(
+    path: str, connections: int, method: str = "GET", body: int = 0, more: Mapping[str, str] | None = None
+) -> Callable[[Contender, Run], Measured]:
     """Measure what goes through when every connection asks again as soon as it is answered."""
 
     def measure(contender: Contender, run: Run) -> Measured:
-        contender.check(path)
-        wrk(contender, path, run.pace.warmup, connections, method=method, body=body)
+        contender.check(path, more)
+        wrk(contender, path, run.pace.warmup, connections, method=method, body=body, more=more)
         with Meter(contender.pid) as meter:
-            found = wrk(contender, path, run.pace.seconds, connections, method=method, body=body)
-        contender.check(path)  # the session was there to the end
+            found = wrk(contender, path, run.pace.seconds, connections, method=method, body=body, more=more)
+        contender.check(path, more)  # the session was there to the end
         seconds, cpu = found["micros"] / 1e6, meter.usage.cpu
         mib = (found["bytes"] + found["requests"] * body) / MIB
         return {
@@ -109,6 +123,11 @@ def closed(path: str, connections: int, method: str = "GET", body: int = 0) -> C
         }, meter.usage
 
     return measure
+
+
+def answers_forward_auth(contender: Contender) -> bool:
+    """Whether it tells another proxy who may pass."""
+    return contender.ask(FORWARD_AUTH, FORWARDED) == 200
 
 
 def latency(contender: Contender, run: Run) -> Measured:
@@ -179,6 +198,14 @@ SCENARIOS: Final = (
     Scenario("upload", "POSTs of 10 KiB, 32 connections", EVERYONE, _REQUESTS, closed("/upload", 32, "POST", 10 * KIB)),
     Scenario("100k", "Answers of 100 KiB, 32 connections", EVERYONE, _REQUESTS, closed("/100k", 32)),
     Scenario("10m", "Answers of 10 MiB, 8 connections", EVERYONE, _BYTES, closed("/10m", 8)),
+    Scenario(
+        "forward-auth",
+        "Forward-auth answers, 32 connections",
+        ("postern",),
+        tuple(replace(column, versus=False) for column in _REQUESTS),
+        closed(FORWARD_AUTH, 32, more=FORWARDED),
+        possible=answers_forward_auth,
+    ),
     Scenario(
         "latency",
         "Small GETs at half of Postern's peak rate, open loop",

@@ -8,7 +8,7 @@ import httpx2
 
 from bench.processes import Trouble
 from proxy.sandbox.people import ready_people
-from proxy.sandbox.visitor import visit
+from proxy.sandbox.visitor import LostError, visit
 
 NAVIGATION = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
 ROLE = "admin"
@@ -16,7 +16,10 @@ ROLE = "admin"
 
 def sign_in(url: str, cookie: str) -> str:
     """Open `url`, sign in as somebody with the role that all contenders ask for; returns "name=value" of `cookie`."""
-    return asyncio.run(_sign_in(url, cookie))
+    try:
+        return asyncio.run(_sign_in(url, cookie))
+    except (httpx2.HTTPError, KeyError, LostError) as error:
+        raise Trouble(f"signing in at {url}: {error!r}") from error
 
 
 async def _sign_in(url: str, cookie: str) -> str:
