@@ -1,0 +1,199 @@
+"""The ready configurations of other proxies, in those proxies: sign-in, deep links, WebSockets, sign-out, and spoofing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.e2e.conftest import StartGateway, walk_in
+from tests.e2e.person import Person
+from tests.e2e.processes import Processes, free_port, start_sandbox
+
+CONFIG = Path(__file__).parents[2] / "config" / "forward-auth"
+IDENTITY = ("user", "preferred-username", "email", "name", "groups", "discord-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """A proxy in front that asks the gateway, as browsers see it."""
+
+    url: str
+    name: str
+
+    @property
+    def live(self) -> str:
+        return self.url.replace("http", "ws", 1) + "/live"
+
+
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def front(request: pytest.FixtureRequest, group: Processes, start_gateway: StartGateway) -> Front:
+    name: str = request.param
+    port, own, app = free_port(), free_port(), free_port()
+    url = f"http://localhost:{port}"
+    group.postern("sample", "--port", str(app)).ready(f"http://127.0.0.1:{app}/status/200")
+    rules = f"""
+        [[route]]
+        name = "admin"
+        path = "/admin"
+        upstream = "http://127.0.0.1:{app}"
+        allow = [{{ roles = ["admin"] }}]
+        [[route]]
+        name = "read-only"
+        path = "/read-only"
+        upstream = "http://127.0.0.1:{app}"
+        allow = [{{ methods = ["GET", "HEAD"], roles = ["admin", "member"] }}]
+        [[route]]
+        name = "open"
+        path = "/status"
+        upstream = "http://127.0.0.1:{app}"
+        allow = "everyone"
+        [[route]]
+        name = "rest"
+        upstream = "http://127.0.0.1:{app}"
+    """
+    env = {
+        "POSTERN_PUBLIC_URL": url,
+        "POSTERN_TRUSTED_PROXIES": "127.0.0.1/32",
+        "LOGTO_ENDPOINT": start_sandbox(group, url).url,
+    }
+    start_gateway(f"behind-{name}", rules, port=own, env=env)
+    ports = {"127.0.0.1:3000": f"127.0.0.1:{own}", "127.0.0.1:8000": f"127.0.0.1:{app}", ":8080": f":{port}"}
+    if name == "nginx":
+        _start_nginx(group, port, ports)
+    else:
+        _start_caddy(group, ports)
+    front = Front(url, name)
+    with Person() as person:
+        assert person.request("GET", url + "/status/200").status_code == 200
+    return front
+
+
+def _start_nginx(group: Processes, port: int, ports: dict[str, str]) -> None:
+    server = (CONFIG / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
+    server = server.replace("apps.example.com", "localhost")
+    for written, meant in ports.items():
+        server = server.replace(written, meant)
+    path = group.directory / "nginx.conf"
+    temp = "".join(
+        f"{kind}_temp_path {group.directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    path.write_text(
+        f"daemon off; pid {group.directory}/nginx.pid; error_log stderr warn; events {{}} http {{ access_log off; {temp}\n{server}\n}}"
+    )
+    group.start("nginx", ["nginx", "-e", "stderr", "-c", path]).ready(f"http://127.0.0.1:{port}/status/200")
+
+
+def _start_caddy(group: Processes, ports: dict[str, str]) -> None:
+    site = (CONFIG / "Caddyfile").read_text().replace("apps.example.com", "localhost")
+    for written, meant in ports.items():
+        site = site.replace(written, meant)
+    path = group.directory / "Caddyfile"
+    path.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + site)
+    url = f"http://localhost{ports[':8080']}/status/200"
+    group.start("caddy", ["caddy", "run", "--config", path, "--adapter", "caddyfile"]).ready(url)
+
+
+@pytest.fixture(scope="module")
+def ada(front: Front) -> Iterator[Person]:
+    """Ada the admin, who came by a deep link."""
+    with Person() as person:
+        page = walk_in(person, front.url + "/reports/2026?quarter=3&q=a%20b%2Fc", "Ada")
+        assert page.url == front.url + "/reports/2026?quarter=3&q=a%20b%2Fc"
+        assert page.status == 200
+        yield person
+
+
+def test_the_app_is_told_who_it_is(front: Front, ada: Person) -> None:
+    told = ada.request("GET", front.url + "/api/me?x=%2F").json()
+    assert (told["username"], told["email"], told["groups"]) == ("ada", "ada@example.test", ["admin"])
+    assert told["target"] == "/api/me?x=%2F"
+    fields = {name.lower() for name, _ in told["headers"]}
+    assert "x-postern-assertion" in fields
+
+
+def test_a_stranger_is_sent_to_sign_in_or_told_so(front: Front) -> None:
+    with Person() as stranger:
+        page = stranger.request(
+            "GET", front.url + "/x?y=1", headers={"Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
+        )
+        assert page.status_code == 302
+        fetch = stranger.request(
+            "GET", front.url + "/x", headers={"Accept": "application/json", "Sec-Fetch-Mode": "cors"}
+        )
+        assert fetch.status_code == 401
+        assert stranger.request("POST", front.url + "/x", content=b"{}").status_code == 401
+        with pytest.raises(InvalidStatus) as refused:
+            connect(front.live)
+        assert refused.value.response.status_code == 401
+
+
+def test_rules_hold(front: Front, ada: Person) -> None:
+    with Person() as max_:
+        assert walk_in(max_, front.url + "/notes", "Max").status == 200
+        for person, method, path, status in (
+            (ada, "GET", "/admin", 200),
+            (max_, "GET", "/admin", 403),
+            (max_, "GET", "/read-only", 200),
+            (max_, "DELETE", "/read-only/x", 403),
+            (max_, "GET", "/status/418", 418),
+        ):
+            assert person.request(method, front.url + path).status_code == status, (method, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/admin", {}, 401),
+        ("/admin", {"X-Forwarded-Uri": "/status/200"}, 401),
+        ("/admin", {"X-Original-URL": "http://localhost/status/200"}, 401),
+        ("/admin", {"X-Original-URI": "/status/200"}, 401),
+        ("/admin", {"X-Rewrite-URL": "/status/200"}, 401),
+        ("/admin", {"X-Forwarded-Method": "OPTIONS"}, 401),
+        ("/admin", {"X-Original-Method": "OPTIONS"}, 401),
+        ("/admin", {"X-Forwarded-Host": "evil.example"}, 401),
+        ("/admin", {"X-Forwarded-Proto": "https"}, 401),
+        ("/admin", {"Forwarded": "for=127.0.0.1;host=localhost;proto=https"}, 401),
+        ("/admin", {"X-Forwarded-For": "127.0.0.1"}, 401),
+        ("/admin", {"X-Forwarded-User": "ada"}, 401),
+        ("/admin", {"X_Forwarded_User": "ada"}, 401),
+        ("/admin", {"X-Postern-Assertion": "a.b.c"}, 401),
+        ("/admin", {"Cookie": "postern=1.forged.forged"}, 401),
+        ("/.postern/auth", {"X-Forwarded-Method": "GET", "X-Forwarded-Uri": "/status/200"}, 404),
+        ("/.postern/auth/nginx", {"X-Original-Method": "GET", "X-Original-URL": "http://localhost/status/200"}, 404),
+        ("/.postern/auth/envoy/status/200", {}, 404),
+    ],
+)
+def test_nobody_talks_the_way_in(front: Front, path: str, headers: dict[str, str], status: int) -> None:
+    with Person() as stranger:
+        assert stranger.request("GET", front.url + path, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_identity_fields_are_the_gateways_alone(front: Front, ada: Person, name: str) -> None:
+    folded = f"X-Forwarded-{name}".replace("-", "_")
+    for spelling in (f"X-Forwarded-{name}", f"x-forwarded-{name}".upper(), folded, folded.lower()):
+        told = ada.request("GET", front.url + "/api/me", headers={spelling: "forged"})
+        assert "forged" not in told.text
+
+
+def test_a_websocket_passes_and_another_site_cannot_open_one(front: Front, ada: Person) -> None:
+    cookie = ada.cookie_header(front.url + "/live")
+    with connect(front.live, additional_headers={"Cookie": cookie, "Origin": front.url}) as socket:
+        assert socket.recv(timeout=10)
+    with pytest.raises(InvalidStatus) as refused:
+        connect(front.live, additional_headers={"Cookie": cookie, "Origin": "https://evil.example"})
+    assert refused.value.response.status_code == 403
+
+
+def test_a_sign_out_ends_it(front: Front) -> None:
+    with Person() as person:
+        walk_in(person, front.url + "/notes", "Ada")
+        assert person.request("GET", front.url + "/api/me").status_code == 200
+        page = person.press(person.browse(front.url + "/.postern/sign-out"), "Sign out")
+        assert page.status == 200
+        assert person.request("GET", front.url + "/api/me", headers={"Sec-Fetch-Mode": "cors"}).status_code == 401
