@@ -83,7 +83,8 @@ def _start_nginx(group: Processes, port: int, ports: dict[str, str]) -> None:
         f"{kind}_temp_path {group.directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     path.write_text(
-        f"daemon off; pid {group.directory}/nginx.pid; error_log stderr warn; events {{}} http {{ access_log off; {temp}\n{server}\n}}"
+        f"daemon off; pid {group.directory}/nginx.pid; error_log stderr warn; events {{}}\n"
+        f"http {{ access_log off; {temp}\n{server}\n}}\n"
     )
     group.start("nginx", ["nginx", "-e", "stderr", "-c", path]).ready(f"http://127.0.0.1:{port}/status/200")
 
