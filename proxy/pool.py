@@ -35,6 +35,7 @@ from proxy.upstream_tls import ClientTls, reason_of
 IDLE_KEPT: Final = 1024  # idle connections kept per server at most, and never more than were lately used at once
 IDLE_SECONDS: Final = 30.0  # how long one is kept; less when the server says that it closes them earlier
 LONGEST_LIFE: Final = 3600.0  # seconds; so that a moved name, or a renewed certificate, reaches busy connections too
+FAREWELL: Final = 2.0  # seconds that a server has to say good-bye under TLS
 TRIES: Final = 3  # servers a request is tried on when no connection comes about
 REMINDER: Final = 30.0  # seconds between log lines that say the same of a server
 
@@ -142,6 +143,13 @@ class Pool:
                 self._idle.popleft().close()
         self._free_place()
 
+    def drop(self, connection: UpstreamConnection) -> None:
+        """Close a connection that has served its last request, with the good-bye of TLS, which `abort` leaves out."""
+        if connection.busy:
+            connection.busy = False
+            self._free_place()
+        connection.close()
+
     def answered(self, head: ResponseHead) -> None:
         """A final head has come: the server works, and may say how long it keeps idle connections."""
         hint = head.values.get(b"keep-alive")
@@ -195,9 +203,16 @@ class Pool:
                 connected = True
                 if self._unix:
                     await loop.create_unix_connection(factory, sock=sock)
+                elif self._tls is not None:
+                    await loop.create_connection(
+                        factory,
+                        sock=sock,
+                        ssl=tls,
+                        server_hostname=self._tls.server_name,
+                        ssl_shutdown_timeout=FAREWELL,
+                    )
                 else:
-                    name = self._tls.server_name if self._tls is not None else None
-                    await loop.create_connection(factory, sock=sock, ssl=tls, server_hostname=name)
+                    await loop.create_connection(factory, sock=sock)
         except BaseException as error:
             for unfinished in made:
                 unfinished.abort()

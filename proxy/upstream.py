@@ -265,18 +265,19 @@ class UpstreamConnection(asyncio.Protocol):
         """Back to the pool, or away. An unsent rest of the request, bytes after the response: never used again."""
         transport = self._transport
         if (
-            clean
-            and self._reusable
-            and self._request_sent
-            and transport is not None
-            and not transport.is_closing()
-            and not transport.get_write_buffer_size()
+            not clean
+            or not self._request_sent
+            or transport is None
+            or transport.is_closing()
+            or transport.get_write_buffer_size()
         ):
+            self.abort()
+        elif self._reusable:
             self.resume()
             self.used = True
             self.pool.put(self)
         else:
-            self.abort()
+            self.pool.drop(self)
 
     def _fail(self, error: UpstreamFailed) -> None:
         sink = self._sink

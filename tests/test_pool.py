@@ -80,6 +80,26 @@ class TestIdleConnections:
 
         run(never_again())
 
+    def test_that_have_served_their_last_request_are_closed_and_hold_no_place(self) -> None:
+        ends: list[bytes] = []
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+            ends.append(await reader.read())
+
+        async def end() -> None:
+            async with peer(script) as server:
+                pool = pool_of(server.url, max_connections=1)
+                recorder = send(await pool.connect())
+                actives: list[int] = []
+                recorder.on_end = lambda: actives.append(pool.active)
+                await recorder.wait()
+                assert actives == [0], "before the connection is gone"
+                await until(lambda: ends == [b""])
+
+        run(end())
+
     def test_of_http_1_0_are_kept_when_the_server_says_so(self) -> None:
         async def kept() -> None:
             answer = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello"

@@ -123,6 +123,7 @@ class Recorder:
         self.ended = asyncio.Event()
         self.on_head: Callable[[ResponseHead], None] = lambda _head: None
         self.on_data: Callable[[bytes], None] = lambda _data: None
+        self.on_end: Callable[[], None] = lambda: None
 
     def upstream_head(self, head: ResponseHead) -> None:
         self.heads.append(head)
@@ -137,6 +138,7 @@ class Recorder:
 
     def upstream_done(self, trailers: Fields) -> None:
         self.trailers = trailers
+        self.on_end()
         self.ended.set()
 
     def upstream_eof(self) -> None:
