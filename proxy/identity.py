@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +24,7 @@ from logto import LogtoConfig, LogtoException
 from logto.models.response import TokenResponse
 
 from proxy.attempts import ATTEMPT_SECONDS, Attempt, Attempts
+from proxy.authorization import Wishes, authorization_url, with_query
 from proxy.claims import Grant, Identity, Tokens, identity_from_claims
 from proxy.errors import LogtoRefused, LogtoUnavailable, SignInFailed, SignInProblem
 from proxy.id_tokens import (
@@ -42,14 +42,6 @@ from proxy.oidc import AttemptClient, AttemptStorage, LogtoCore, Metadata, Publi
 from proxy.sealing import KeyRing
 from proxy.settings import Settings
 
-# Logto drops all extras of a request with a first_screen that it does not know.
-SCREENS: Final = frozenset(
-    ("sign_in", "register", "reset_password", "single_sign_on", "identifier:sign_in", "identifier:register")
-)
-_CONNECTOR: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_LOCALES: Final = re.compile(r"[A-Za-z0-9 -]{1,64}")
-# A refresh token is only given together with `consent`, which asks nobody anything in a first-party application.
-_PROMPTS: Final = {"login": "login consent", "consent": "consent", "none": "none"}
 # Scopes whose claims the ID token may lack, depending on Logto's configuration. userinfo has them all.
 _IN_USERINFO: Final = frozenset(
     (
@@ -133,26 +125,22 @@ class RelyingParty:
         connector: str | None = None,
         prompt: str | None = None,
         ui_locales: str | None = None,
+        identifier: str | None = None,
+        login_hint: str | None = None,
     ) -> Begun:
         """Begin an attempt that is to lead to `return_to`, which must have been judged before (redirects.py).
 
         `screen`: Logto's first screen; `connector`: straight on to this social connector, else to the one in the settings unless
-        a screen is named; `prompt`: `login`, `consent` or `none`; `ui_locales` as in OpenID Connect. Values that Logto would
-        not understand are left out. Raises LogtoUnavailable.
+        a screen is named; `prompt`: `login`, `consent` or `none`; `ui_locales` and `login_hint` as in OpenID Connect;
+        `identifier`: what an `identifier:…` screen asks for. Values that Logto would not understand are left out. Raises
+        LogtoUnavailable.
         """
         storage = AttemptStorage()
         url = await AttemptClient(self._config, await self._core(), storage).signIn(self._callback)
         session = storage.get("signInSession") or ""
         nonce = secrets.token_urlsafe(16)
-        target = connector or (None if screen else self._logto.connector)
-        extras = {
-            "nonce": nonce,
-            "first_screen": screen if screen in SCREENS else None,
-            "direct_sign_in": f"social:{target}" if target and _CONNECTOR.fullmatch(target) else None,
-            "ui_locales": ui_locales if ui_locales and _LOCALES.fullmatch(ui_locales) else None,
-            "prompt": _PROMPTS.get(prompt or ""),
-        }
-        url = _with(url, {name: value for name, value in extras.items() if value is not None})
+        wishes = Wishes(screen, connector, prompt, ui_locales, identifier, login_hint)
+        url = authorization_url(url, self._logto, nonce, wishes)
         attempt = Attempt(json.loads(session)["state"], session, nonce, return_to, self._clock())
         return Begun(url, self._attempts.keep(attempt))
 
@@ -220,7 +208,7 @@ class RelyingParty:
         extras = {"state": state} if state else {}
         if tokens is not None and await self._is_current(tokens.id_token):
             extras["id_token_hint"] = tokens.id_token
-        return _with(url, extras)
+        return with_query(url, extras)
 
     async def logout(self, logout_token: str) -> LogoutToken:
         """Return whom `logout_token`, sent by Logto of its own accord, signs out, once.
@@ -406,13 +394,6 @@ def _merged(claims: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any
 
 def _about_the_person(claims: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if name not in _SECRETIVE}
-
-
-def _with(url: str, extras: Mapping[str, str]) -> str:
-    """Put parameters on a URL, in the place of those of the same name."""
-    base, _, query = url.partition("?")
-    kept = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] not in extras]
-    return f"{base}?{urlencode([*kept, *extras.items()])}"
 
 
 def _audience(claims: Mapping[str, Any]) -> set[str]:

@@ -48,6 +48,9 @@ _CONNECTOR: Final = optional(
         r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a connector", 'the target of a social connector in Logto, such as "discord"'
     )
 )
+_SSO: Final = optional(
+    pattern(r"[A-Za-z0-9_-]{1,64}", "an SSO connector", "the id of an enterprise SSO connector in Logto")
+)
 # RFC 6749 3.3; RFC 8707 2: a resource is an absolute URI without fragment.
 _SCOPE: Final = pattern(r"[\x21\x23-\x5b\x5d-\x7e]+", "a scope", 'a scope such as "email", without spaces')
 _RESOURCE: Final = pattern(
@@ -92,8 +95,14 @@ class LogtoSettings(Section):
     connector: Annotated[str | None, _CONNECTOR] = written(
         None, "Go straight to this social connector instead of Logto's own page."
     )
+    sso: Annotated[str | None, _SSO] = written(None, "Go straight to this enterprise SSO connector, instead.")
     scopes: tuple[Annotated[str, _SCOPE], ...] = written(
-        ("email", "identities", "roles"), "Scopes beyond `openid profile offline_access`."
+        ("email", "identities", "roles"), "Scopes beyond `openid profile`."
+    )
+    refresh: Annotated[Literal["session", "offline"], choice("session", "offline")] = written(
+        "session",
+        "What a refresh token lives by: the session at Logto, so that each renewal asks whether that goes on (needs the "
+        "application's setting to always issue one), or `offline`, until it expires.",
     )
     resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
     timeout: Seconds = written("10s", "How long one request to Logto may take.")
@@ -105,6 +114,13 @@ class LogtoSettings(Section):
     @classmethod
     def _as_browsers_do(cls, value: str, info: ValidationInfo) -> str:
         return value or str(info.data.get("endpoint", ""))
+
+    @field_validator("sso")
+    @classmethod
+    def _one_way_straight_on(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("connector"):
+            raise mistake("is given, and so is logto.connector", "one of the two")
+        return value
 
     @property
     def issuer(self) -> str:

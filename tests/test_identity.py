@@ -39,9 +39,9 @@ def test_the_authorization_request() -> None:
         asked = parse_qs(urlsplit(one.url).query)
         assert one.url.startswith(it.logto.url + "/oidc/auth?")
         assert asked["redirect_uri"] == ["https://apps.example.com/.postern/callback"]
-        assert asked["scope"] == ["email identities roles openid offline_access profile"]
+        assert asked["scope"] == ["email identities roles openid profile"]
         assert asked["code_challenge_method"] == ["S256"]
-        assert asked["prompt"] == ["consent"]
+        assert "prompt" not in asked  # nothing that outlives the session at Logto
         assert "direct_sign_in" not in asked
         assert "first_screen" not in asked
         two, other = await it.begin()
@@ -59,22 +59,32 @@ def test_the_authorization_request() -> None:
 @pytest.mark.parametrize(
     ("changes", "how", "sent"),
     [
-        ({}, {"prompt": "login"}, {"prompt": "login consent"}),
+        ({}, {"prompt": "login"}, {"prompt": "login"}),
+        ({"LOGTO__REFRESH": "offline"}, {"prompt": "login"}, {"prompt": "login consent"}),
+        ({"LOGTO__REFRESH": "offline"}, {}, {"prompt": "consent"}),
+        ({"LOGTO__REFRESH": "offline"}, {}, {"scope": "email identities roles openid offline_access profile"}),
         ({}, {"prompt": "none"}, {"prompt": "none"}),
         ({}, {"prompt": "consent"}, {"prompt": "consent"}),
-        ({}, {"prompt": "select_account"}, {"prompt": "consent"}),
+        ({}, {"prompt": "select_account"}, {"prompt": None}),
         ({}, {"screen": "register"}, {"first_screen": "register"}),
         ({}, {"screen": "identifier:sign_in"}, {"first_screen": "identifier:sign_in"}),
-        ({}, {"screen": "bogus&prompt=none"}, {"first_screen": None, "prompt": "consent"}),
+        ({}, {"screen": "bogus&prompt=none"}, {"first_screen": None, "prompt": None}),
         ({}, {"connector": "github"}, {"direct_sign_in": "social:github"}),
         ({}, {"connector": "a b"}, {"direct_sign_in": None}),
         ({}, {"connector": "x" * 65}, {"direct_sign_in": None}),
         ({}, {"ui_locales": "zh-CN en"}, {"ui_locales": "zh-CN en"}),
         ({}, {"ui_locales": "é"}, {"ui_locales": None}),
+        ({}, {"identifier": "email phone"}, {"identifier": "email phone"}),
+        ({}, {"identifier": "discord"}, {"identifier": None}),
+        ({}, {"login_hint": "ada@example.com"}, {"login_hint": "ada@example.com"}),
+        ({}, {"login_hint": "a" * 257}, {"login_hint": None}),
+        ({"LOGTO__SSO": "abc123"}, {}, {"direct_sign_in": "sso:abc123"}),
+        ({"LOGTO__SSO": "abc123"}, {"connector": "github"}, {"direct_sign_in": "social:github"}),
+        ({"LOGTO__SSO": "abc123"}, {"screen": "sign_in"}, {"direct_sign_in": None}),
         ({"LOGTO__CONNECTOR": "discord"}, {}, {"direct_sign_in": "social:discord"}),
         ({"LOGTO__CONNECTOR": "discord"}, {"connector": "github"}, {"direct_sign_in": "social:github"}),
         ({"LOGTO__CONNECTOR": "discord"}, {"screen": "register"}, {"direct_sign_in": None, "first_screen": "register"}),
-        ({"LOGTO__SCOPES": '["openid","roles","profile"]'}, {}, {"scope": "roles openid offline_access profile"}),
+        ({"LOGTO__SCOPES": '["openid","roles","profile"]'}, {}, {"scope": "roles openid profile"}),
         ({"LOGTO__RESOURCES": '["https://api.example.com"]'}, {}, {"resource": "https://api.example.com"}),
     ],
 )

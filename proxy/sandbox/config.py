@@ -103,4 +103,7 @@ class SandboxConfig:
             endpoint=endpoint.rstrip("/"),
             redirect_uris=(base + "/callback",),
             post_logout_redirect_uris=(base + "/signed-out",),
+            always_issue_refresh_token=True,
+            backchannel_logout_uri=base + "/backchannel-logout",
+            backchannel_logout_session_required=True,
         )
