@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -36,6 +36,9 @@ from proxy.pool import Pool, Upstreams
 from proxy.routes import Route
 from proxy.settings import LimitSettings
 from proxy.tunnel import ClientTunnel
+
+if TYPE_CHECKING:
+    from proxy.tracing import Tracer
 
 _SWEEP_SECONDS: Final = 1.0
 _SLOW_SWEEPS: Final = 5  # sweeps between looks at what changes slowly
@@ -79,11 +82,19 @@ def lanes(upstreams: Upstreams, headers: Mapping[Route, RouteHeaders], limits: L
 class Relay:
     """What all connections of a worker share: the plan they serve requests by, the upstreams, the log, clocks."""
 
-    def __init__(self, plan: Plan, upstreams: Upstreams, log: AccessLog, tally: Tally | None = None) -> None:
-        """`tally` None: nobody asks for numbers, and nothing is counted."""
+    def __init__(
+        self,
+        plan: Plan,
+        upstreams: Upstreams,
+        log: AccessLog,
+        tally: Tally | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Without `tally` and `tracer` nothing is counted, or traced."""
         self.plan = plan
         self.log = log
         self.tally = tally
+        self.tracer = tracer
         self.connections: set[ClientConnection | ClientTunnel] = set()
         self.draining = False  # the worker stops: what is under way is the last
         self.now = 0.0  # on the event loop's clock, as of the last sweep

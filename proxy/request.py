@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.connection import ClientConnection
     from proxy.headers import RouteHeaders
     from proxy.relay import Lane, Relay
+    from proxy.tracing import RequestSpan
 
 _NO_BLOCK: Final = (-math.inf, b"")
 _log = logging.getLogger("postern")
@@ -48,6 +49,7 @@ class Request:
         "_connection",
         "_plan",
         "_relay",
+        "_span",
         "_task",
         "answered_at",
         "body_limit",
@@ -68,6 +70,7 @@ class Request:
         self._plan = relay.plan
         self._task: asyncio.Task[None] | None = None
         self._asked: Asked | None = None
+        self._span: RequestSpan | None = None
         self._body_in = 0
         self._body_out = 0
         self.head = head
@@ -138,22 +141,21 @@ class Request:
         self.answered_at = time.perf_counter()
 
     def log(self, *, cut: bool = False) -> None:
-        """Write the access line, and count the request; `cut` when the answer is incomplete."""
+        """Write the access line, count the request, end its span; `cut` when the answer is incomplete."""
         self._relay.log.write(self, cut=cut)
-        tally = self._relay.tally
+        tally, span = self._relay.tally, self._span
+        if tally is None and span is None:
+            return
+        verdict = self.verdict
+        route = verdict.route.name if verdict is not None and verdict.route is not None else ""
+        outcome = "cut_short" if cut else verdict.reason if verdict is not None else ""
+        received = self._body_in + (self.work.body_in if self.work is not None else 0)
         if tally is not None:
-            verdict = self.verdict
-            route = verdict.route.name if verdict is not None and verdict.route is not None else ""
-            tally.request(
-                route,
-                self.head.method,
-                self.status,
-                "cut_short" if cut else verdict.reason if verdict is not None else "",
-                self.answered_at - self.started_at if self.answered_at else 0.0,
-                self.seconds,
-                self._body_in + (self.work.body_in if self.work is not None else 0),
-                self.body_out,
-            )
+            first_byte = self.answered_at - self.started_at if self.answered_at else 0.0
+            method, seconds, sent = self.head.method, self.seconds, self.body_out
+            tally.request(route, method, self.status, outcome, first_byte, seconds, received, sent)
+        if span is not None:
+            span.end(self.status, outcome, received, self.body_out)
 
     def rests_on(self, session_ids: frozenset[str]) -> bool:
         """Whether an upstream is serving this request because of one of those sessions."""
@@ -336,8 +338,11 @@ class Request:
 
     def _relay_on(self, lane: Lane, identity: bytes) -> None:
         verdict = self.verdict
-        if verdict is None or verdict.kind is not Kind.PASS:
+        if verdict is None or verdict.kind is not Kind.PASS or verdict.route is None:
             raise RuntimeError("only what the gate passed is relayed")
+        if self._relay.tracer is not None:
+            self._span = self._relay.tracer.begin(self.head, self.origin, verdict.route, self.started_at)
+            identity += self._span.fields
         head = lane.headers.to_upstream(self.head, self.origin, identity, self.id)
         exchange = self.work = Exchange(self._connection, self, lane.pools, lane.headers, head)
         exchange.start()

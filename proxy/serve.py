@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,6 +20,7 @@ from proxy.accesslog import AccessLog
 from proxy.assertion import signer_of
 from proxy.claims import Tokens
 from proxy.counters import Tally
+from proxy.errors import CannotServe
 from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.gateway import create_app
@@ -38,6 +39,9 @@ from proxy.sealing import KeyRing
 from proxy.server import Server
 from proxy.session import SessionStore, cookie_name, open_store
 from proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from proxy.tracing import Tracer
 
 __all__ = ["Gateway", "Server", "build", "make_server", "route_headers", "serve"]
 
@@ -129,6 +133,8 @@ class Gateway:
         await self._leave(self.front, last=True)
         await self.store.close()
         self.log.flush()
+        if self.relay.tracer is not None:
+            self.relay.tracer.close()
 
     def _let_go(self, front: Front) -> None:
         del self._retired[front]
@@ -154,9 +160,20 @@ def build(settings: Settings) -> Gateway:
     front = _front(settings, keyring, store, upstreams, sign_ins, None)
     place, form = access_place(settings.log)
     log = AccessLog(place, form)
-    relay = Relay(front.plan, upstreams, log, Tally() if settings.metrics.listen is not None else None)
+    tally = Tally() if settings.metrics.listen is not None else None
+    relay = Relay(front.plan, upstreams, log, tally, _tracer(settings))
     store.on_end(relay.session_ended)
     return Gateway(front, keyring, store, upstreams, relay, log, place, sign_ins)
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from proxy.tracing import open_tracer  # noqa: PLC0415 -- it needs packages that most do without
+    except ImportError as error:
+        raise CannotServe(f"tracing.enabled needs more packages: pip install 'postern[otel]' ({error})") from None
+    return open_tracer()
 
 
 def _front(

@@ -177,7 +177,7 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        if words[1:] == ["--version"] or program in ("cp", "export", "systemctl") or "=" in words[0]:
+        if words[1:] == ["--version"] or program in ("cp", "export", "pip", "systemctl") or "=" in words[0]:
             continue
         if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]
