@@ -1,19 +1,15 @@
 """Sessions: who is signed in, kept in memory or in Redis, found again by the cookie.
 
-Two laws hold for every store. What cannot be asked lets nobody in and signs nobody out: StoreUnavailable, and the cookie
-stays. What cannot be read is no session: a damaged record, another version, another key are logged and count as absent.
-
-The idle timeout slides with use, without a write for each request: a store may note a session's use late, by up to a
-tenth of the timeout and at most a minute, so a session may end that much earlier than its last use would have it.
+What every store owes is written in session_store.py; here are the one in memory, the way to the one that the settings name,
+and the cookie.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from typing_extensions import override
@@ -21,13 +17,16 @@ from typing_extensions import override
 from proxy import cookies
 from proxy.claims import Grant, Tokens
 from proxy.sealing import KeyRing
+from proxy.session_cache import Miss
 from proxy.session_codec import Holder, Session
+from proxy.session_store import Bounds, SessionStore, new_session, refreshed
 
 if TYPE_CHECKING:
     from proxy.settings import Settings
 
 __all__ = [
     "MEMORY_SESSIONS",
+    "Bounds",
     "MemoryStore",
     "Miss",
     "Session",
@@ -40,86 +39,20 @@ __all__ = [
 
 MEMORY_SESSIONS: Final = 100_000
 _SWEEP_SECONDS: Final = 60.0
-_BROWSER_CHARS: Final = 256  # a User-Agent is shown to its owner, not archived
+_DUE_AGAIN_SECONDS: Final = 1.0
 _log = logging.getLogger("postern.session")
 
 
-class Miss(Enum):
-    """What `peek` answers when only I/O could tell."""
+class _Kept:
+    """A session in memory."""
 
-    MISS = 1
+    __slots__ = ("cookie", "quiet_until", "session", "tokens")
 
-
-class SessionStore(ABC):
-    """Where sessions are. Cookie values go in as they came from the browser: whatever is no session gives None.
-
-    All but `peek` may raise StoreUnavailable, and nothing else for the store's sake.
-    """
-
-    def __init__(self) -> None:
-        self._callbacks: list[Callable[[str], None]] = []
-
-    @abstractmethod
-    def peek(self, cookie: str) -> Session | Literal[Miss.MISS] | None:
-        """Answer without I/O: the session, None when there certainly is none, or MISS: ask `load`."""
-
-    @abstractmethod
-    async def load(self, cookie: str) -> Session | None:
-        """Find the session of `cookie` and note that it was used."""
-
-    @abstractmethod
-    async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:
-        """Start a session under a new id; returns it with its cookie's value."""
-
-    @abstractmethod
-    async def tokens(self, cookie: str) -> Tokens | None:
-        """Return the tokens of the session of `cookie`."""
-
-    @abstractmethod
-    async def replace(self, cookie: str, grant: Grant) -> Session | None:
-        """Put a refreshed grant in the place of the session's; None when there is no session (any more).
-
-        Id, absolute end and time of sign-in stay: a refresh is no sign-in. ValueError for somebody else's grant.
-        """
-
-    @abstractmethod
-    async def end(self, session_id: str) -> bool:
-        """End a session; True when there was one."""
-
-    @abstractmethod
-    async def end_user(self, sub: str) -> int:
-        """End every session of a person; returns how many there were."""
-
-    @abstractmethod
-    async def end_sid(self, sid: str) -> int:
-        """End every session that came of one session at Logto; returns how many there were."""
-
-    @abstractmethod
-    async def once(self, key: str, ttl: float) -> bool:
-        """Claim `key` for `ttl` seconds: True for one caller only, over all workers on this store."""
-
-    @abstractmethod
-    async def ping(self) -> None:
-        """Return when the store answers."""
-
-    @abstractmethod
-    async def start(self) -> None:
-        """Get ready. Does not fail because the store is down: it may come up later."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Let go of connections and background work."""
-
-    def on_end(self, callback: Callable[[str], None]) -> None:
-        """Have `callback` called with the session's id when this process learns that a session has ended."""
-        self._callbacks.append(callback)
-
-    def _ended(self, session_id: str) -> None:
-        for callback in self._callbacks:
-            try:
-                callback(session_id)
-            except Exception:  # noqa: BLE001 -- the session has ended whatever one listener makes of it; the rest must hear
-                _log.exception("a listener to the end of session %s failed", session_id)
+    def __init__(self, cookie: str, session: Session, tokens: Tokens) -> None:
+        self.cookie = cookie
+        self.session = session
+        self.tokens = tokens
+        self.quiet_until = 0.0  # before then a use needs no attention
 
 
 class MemoryStore(SessionStore):
@@ -132,25 +65,44 @@ class MemoryStore(SessionStore):
         lifetime: float,
         clock: Callable[[], float] = time.time,
         limit: int = MEMORY_SESSIONS,
+        bounds: Bounds = Bounds(),  # noqa: B008 -- frozen
     ) -> None:
-        """`idle` and `lifetime` in seconds; beyond `limit` sessions (and claims of `once`) the oldest go."""
-        super().__init__()
-        self._idle = idle
-        self._lifetime = lifetime
-        self._clock = clock
+        """`idle` and `lifetime` in seconds; beyond `limit` sessions (and claims) the oldest go."""
+        super().__init__(idle=idle, lifetime=lifetime, clock=clock, bounds=bounds)
         self._limit = limit
         self._sweep_at = 0.0
-        self._sessions: dict[str, tuple[Session, str, Tokens]] = {}  # id -> session, proof of the secret, tokens
-        self._claims: dict[str, float] = {}  # key of `once` -> when it is free again
+        self._by_cookie: dict[str, _Kept] = {}
+        self._sessions: dict[str, _Kept] = {}  # by id
+        self._indexes: dict[tuple[str, str], dict[str, _Kept]] = {}  # ("sub" | "sid", value) -> by id
+        self._claims: dict[str, tuple[str, float]] = {}  # name -> mark, and when it is free again
 
     @override
-    def peek(self, cookie: str) -> Session | None:
+    def peek(self, cookie: str) -> Session | Literal[Miss.MISS] | None:
+        # Looking the whole cookie up compares its secret: bytes are compared only where a keyed hash of all is equal.
+        kept = self._by_cookie.get(cookie)
+        if kept is None:
+            return None
+        now, session = self._clock(), kept.session
+        if now < kept.quiet_until and now - session.seen_at < self._idle:
+            if now > session.seen_at:  # noqa: PLR1730 -- for every request; max() costs more than all else here
+                session.seen_at = now
+            return session
         found = self._find(cookie)
-        return found[1] if found else None
+        if found is None:
+            return None
+        held_from = session.held_from(self._bounds.renewal_grace)
+        if now >= held_from:
+            return Miss.MISS
+        kept.quiet_until = min(held_from, session.expires_at, session.renew_at)
+        if now >= session.renew_at:
+            self._due(cookie, session)
+            kept.quiet_until = min(held_from, session.expires_at, now + _DUE_AGAIN_SECONDS)
+        return session
 
     @override
     async def load(self, cookie: str) -> Session | None:
-        return self.peek(cookie)
+        found = self._find(cookie)
+        return found.session if found is not None else None
 
     @override
     async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:
@@ -162,47 +114,111 @@ class MemoryStore(SessionStore):
             self._drop(oldest)
         holder = Holder.new()
         session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address)
-        self._sessions[holder.id] = (session, holder.proof, grant.tokens)
+        kept = self._sessions[holder.id] = self._by_cookie[holder.cookie] = _Kept(holder.cookie, session, grant.tokens)
+        for index in _indexes(session):
+            self._indexes.setdefault(index, {})[session.id] = kept
         return session, holder.cookie
 
     @override
     async def tokens(self, cookie: str) -> Tokens | None:
         found = self._find(cookie)
-        return self._sessions[found[0].id][2] if found else None
+        return found.tokens if found is not None else None
 
     @override
-    async def replace(self, cookie: str, grant: Grant) -> Session | None:
+    async def replace(self, cookie: str, grant: Grant, *, after: Tokens | None = None) -> Session | None:
         found = self._find(cookie)
         if found is None:
             return None
-        holder, old = found
-        session = refreshed(old, grant)
-        self._sessions[holder.id] = (session, holder.proof, grant.tokens)
+        session = found.session
+        if after is not None and found.tokens != after:
+            return session
+        self._unindex(session)
+        session.become(refreshed(session, grant, self._clock()))
+        for index in _indexes(session):
+            self._indexes.setdefault(index, {})[session.id] = found
+        found.tokens = grant.tokens
+        found.quiet_until = 0.0
         return session
 
     @override
-    async def end(self, session_id: str) -> bool:
-        return self._drop(session_id)
+    async def renewal_failed(self, cookie: str, at: float) -> None:
+        found = self._find(cookie)
+        if found is not None and found.session.failing_since is None:
+            found.session.failing_since = at
 
     @override
-    async def end_user(self, sub: str) -> int:
-        return self._drop_where(lambda session: session.identity.sub == sub)
+    async def end(self, session_id: str, why: str = "ended", *, leave_tokens: bool = True) -> bool:
+        kept = self._sessions.get(session_id)
+        if kept is None:
+            return False
+        _log.debug("session %s has ended: %s", session_id, why)
+        self._drop(session_id)
+        if leave_tokens:
+            self._left_over(kept.tokens)
+        return True
 
     @override
-    async def end_sid(self, sid: str) -> int:
-        return self._drop_where(lambda session: session.sid == sid)
+    async def end_each(self, ids: Sequence[str], why: str = "ended", *, leave_tokens: bool = True) -> int:
+        return sum([await self.end(session_id, why, leave_tokens=leave_tokens) for session_id in ids])
+
+    @override
+    async def end_user(self, sub: str, why: str = "ended") -> int:
+        return await self.end_each([session.id for session in await self.of_user(sub)], why)
+
+    @override
+    async def end_sid(self, sid: str, why: str = "ended") -> int:
+        return await self.end_each([session.id for session in await self.of_sid(sid)], why)
+
+    @override
+    async def find(self, session_id: str) -> Session | None:
+        kept = self._sessions.get(session_id)
+        return kept.session if kept is not None and self.alive(kept.session) else None
+
+    @override
+    async def of_user(self, sub: str) -> list[Session]:
+        return self._on_index("sub", sub)
+
+    @override
+    async def of_sid(self, sid: str) -> list[Session]:
+        return self._on_index("sid", sid)
+
+    @override
+    async def everything(self) -> AsyncIterator[Session]:
+        for kept in list(self._sessions.values()):
+            if self.alive(kept.session):
+                yield kept.session
 
     @override
     async def once(self, key: str, ttl: float) -> bool:
+        return await self.claim(f"once:{key}", ttl) is not None
+
+    @override
+    async def claim(self, name: str, ttl: float) -> str | None:
         now = self._clock()
-        if self._claims.get(key, now) > now:
-            return False
+        taken = self._claims.get(name)
+        if taken is not None and taken[1] > now:
+            return None
         self._sweep(now)
         if len(self._claims) >= self._limit:
             del self._claims[next(iter(self._claims))]
-        self._claims.pop(key, None)
-        self._claims[key] = now + ttl
+        self._claims.pop(name, None)
+        mark = secrets.token_urlsafe(12)
+        self._claims[name] = (mark, now + ttl)
+        return mark
+
+    @override
+    async def extend(self, name: str, mark: str, ttl: float) -> bool:
+        taken = self._claims.get(name)
+        if taken is None or taken[0] != mark:
+            return False
+        self._claims[name] = (mark, self._clock() + ttl)
         return True
+
+    @override
+    async def release(self, name: str, mark: str) -> None:
+        taken = self._claims.get(name)
+        if taken is not None and taken[0] == mark:
+            del self._claims[name]
 
     @override
     async def ping(self) -> None:
@@ -216,75 +232,52 @@ class MemoryStore(SessionStore):
     async def close(self) -> None:
         return
 
-    def _find(self, cookie: str) -> tuple[Holder, Session] | None:
-        holder = Holder.read(cookie)
-        record = self._sessions.get(holder.id) if holder else None
-        if holder is None or record is None or not holder.proves(record[1]):
+    def _find(self, cookie: str) -> _Kept | None:
+        kept = self._by_cookie.get(cookie)
+        if kept is None:
             return None
-        session, now = record[0], self._clock()
+        session, now = kept.session, self._clock()
         if not session.alive(now, self._idle):
             self._drop(session.id)
             return None
         session.seen_at = max(session.seen_at, now)
-        return holder, session
+        return kept
 
-    def _drop(self, session_id: str) -> bool:
-        found = self._sessions.pop(session_id, None) is not None
-        if found:
+    def _on_index(self, kind: str, value: str) -> list[Session]:
+        sessions = [kept.session for kept in self._indexes.get((kind, value), {}).values() if self.alive(kept.session)]
+        return sorted(sessions, key=lambda session: -session.seen_at)
+
+    def _unindex(self, session: Session) -> None:
+        for index in _indexes(session):
+            known = self._indexes.get(index)
+            if known is not None:
+                known.pop(session.id, None)
+                if not known:
+                    del self._indexes[index]
+
+    def _drop(self, session_id: str) -> None:
+        kept = self._sessions.pop(session_id, None)
+        if kept is not None:
+            del self._by_cookie[kept.cookie]
+            self._unindex(kept.session)
             self._ended(session_id)
-        return found
-
-    def _drop_where(self, ends: Callable[[Session], bool]) -> int:
-        """Look through all of them: in one process there are few, and they are at hand."""
-        now = self._clock()
-        chosen = [
-            (it, session.alive(now, self._idle)) for it, (session, _, _) in self._sessions.items() if ends(session)
-        ]
-        for session_id, _ in chosen:
-            self._drop(session_id)
-        return sum(alive for _, alive in chosen)
 
     def _sweep(self, now: float) -> None:
         """Forget what has run out, at most once a minute: its cost is spread over the sign-ins of that minute."""
         if 0 <= self._sweep_at - now <= _SWEEP_SECONDS:
             return
         self._sweep_at = now + _SWEEP_SECONDS
-        for session_id in [it for it, record in self._sessions.items() if not record[0].alive(now, self._idle)]:
+        for session_id in [it for it, kept in self._sessions.items() if not kept.session.alive(now, self._idle)]:
             self._drop(session_id)
-        for key in [key for key, until in self._claims.items() if until <= now]:
-            del self._claims[key]
+        for name in [name for name, (_, until) in self._claims.items() if until <= now]:
+            del self._claims[name]
 
 
-def new_session(holder: Holder, grant: Grant, now: float, lifetime: float, *, browser: str, address: str) -> Session:
-    """Make the session that begins at `now` (epoch seconds) with `grant`."""
-    return Session(
-        id=holder.id,
-        identity=grant.identity,
-        sid=grant.sid,
-        created_at=now,
-        seen_at=now,
-        expires_at=now + lifetime,
-        signed_in_at=grant.signed_in_at,
-        browser=browser[:_BROWSER_CHARS],
-        address=address,
-    )
-
-
-def refreshed(old: Session, grant: Grant) -> Session:
-    """Make the session that follows `old` when `grant` was refreshed; ValueError when that is somebody else's."""
-    if grant.identity.sub != old.identity.sub:
-        raise ValueError("a refresh cannot change whose session it is")
-    return Session(
-        id=old.id,
-        identity=grant.identity,
-        sid=grant.sid or old.sid,
-        created_at=old.created_at,
-        seen_at=old.seen_at,
-        expires_at=old.expires_at,
-        signed_in_at=old.signed_in_at,
-        browser=old.browser,
-        address=old.address,
-    )
+def _indexes(session: Session) -> list[tuple[str, str]]:
+    keys = [("sub", session.identity.sub)]
+    if session.sid is not None:
+        keys.append(("sid", session.sid))
+    return keys
 
 
 def open_store(settings: Settings, keyring: KeyRing, *, clock: Callable[[], float] = time.time) -> SessionStore:

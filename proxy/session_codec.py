@@ -4,16 +4,22 @@ The cookie is `1.<id>.<secret>`: which record, and the proof of being its holder
 has the identity and the times sealed under the key ring, with a hash of the cookie's secret inside: who can read the
 store can neither read a session nor make a cookie for it. The tokens are sealed with the cookie's secret mixed into the
 key: not even store and key ring together give them away while their holder is absent.
+
+Contents are compressed before they are sealed. What that could tell an attacker who picks a part of the plaintext and
+watches the length (CRIME) is out of reach here: lengths show only in the store, and nobody can seal at will.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import hmac
 import json
+import math
 import re
 import secrets
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,7 +32,12 @@ _ID_BYTES: Final = 16
 _SECRET_BYTES: Final = 32
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{22}")
 _COOKIE: Final = re.compile(r"1\.([A-Za-z0-9_-]{22})\.([A-Za-z0-9_-]{43})")
-_VERSION: Final = b"1"
+_VERSION: Final = b"2"
+_NEVER: Final = math.inf
+# Of a token's life, how much goes by before it is renewed in the background.
+_RENEW_AT: Final = 0.8
+# Tokens that are given out all but expired, or by a clock that is far off, must not make every request renew them.
+_SHORTEST_LIFE: Final = 5.0
 _TEXTS: Final = ("sub", "username", "name", "email", "picture", "discord_id", "discord_username")
 _LISTS: Final = ("roles", "organizations", "organization_roles")
 
@@ -35,9 +46,12 @@ class Damaged(PosternError):
     """A stored record cannot be read: another format, another key, or somebody else's bytes. It counts as absent."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Session:
-    """Somebody signed in, as the gate sees it. Times are epoch seconds."""
+    """Somebody signed in, as the gate sees it. Times are epoch seconds.
+
+    A process has one object for each session, however often its record is read: what holds one sees its changes.
+    """
 
     id: str
     identity: Identity
@@ -48,11 +62,32 @@ class Session:
     signed_in_at: float
     browser: str  # User-Agent at the sign-in
     address: str  # client address at the sign-in
+    renew_at: float = _NEVER  # from then on its tokens should be renewed; nobody waits for it
+    fresh_until: float = _NEVER  # from then on who wants in waits for the renewal
+    failing_since: float | None = None  # renewals have been failing through no fault of the person's
     blocks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the relay's headers, per route
 
     def alive(self, now: float, idle: float) -> bool:
         """Whether it counts at `now`, when `idle` seconds unused are its end. A `seen_at` to come is a clock's skew."""
         return now < self.expires_at and now - self.seen_at < idle
+
+    def held_from(self, grace: float) -> float:
+        """From when on it counts no longer until it has been renewed, or renewing it has failed for `grace` seconds."""
+        return self.fresh_until if self.failing_since is None else max(self.fresh_until, self.failing_since + grace)
+
+    def become(self, other: Session) -> None:
+        """Take over what `other`, a later reading of the same session, says."""
+        if other.identity != self.identity:
+            self.identity = other.identity
+            self.blocks.clear()
+        self.sid = other.sid
+        self.created_at = other.created_at
+        self.seen_at = max(self.seen_at, other.seen_at)
+        self.expires_at = other.expires_at
+        self.signed_in_at = other.signed_in_at
+        self.renew_at = other.renew_at
+        self.fresh_until = other.fresh_until
+        self.failing_since = other.failing_since
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request, and frozen fields are slow to set
@@ -88,17 +123,24 @@ class Holder:
         return hmac.compare_digest(self.proof, proof)
 
 
+def cookie_id(cookie: str) -> str | None:
+    """The session's id in a cookie's value; None for anything that `Holder.new` cannot have made."""
+    match = _COOKIE.fullmatch(cookie)
+    return match[1] if match else None
+
+
 def is_session_id(value: str) -> bool:
     """Whether `value` has the form of a session's id."""
     return _ID.fullmatch(value) is not None
 
 
 def encode_session(ring: KeyRing, session: Session, proof: str) -> bytes:
-    """Seal all of `session` but `seen_at`, which moves on its own, and `blocks`, which belong to one process."""
+    """Seal all of `session` but what moves on its own (`seen_at`, `failing_since`) and what belongs to one process."""
+    times = (session.created_at, session.expires_at, session.signed_in_at, session.renew_at, session.fresh_until)
     body = {
         "who": _identity_fields(session.identity),
         "sid": session.sid,
-        "times": [session.created_at, session.expires_at, session.signed_in_at],
+        "times": [None if time == _NEVER else time for time in times],
         "browser": session.browser,
         "address": session.address,
         "proof": proof,
@@ -108,14 +150,23 @@ def encode_session(ring: KeyRing, session: Session, proof: str) -> bytes:
 
 def decode_session(ring: KeyRing, holder: Holder, stored: bytes, seen_at: bytes) -> Session | None:
     """Read what `encode_session` made. None when `holder`'s secret is not the record's; raises Damaged."""
-    packed = _unseal(ring, "session", holder.id, stored)
+    session, proof = decode_record(ring, holder.id, stored, seen_at)
+    return session if holder.proves(proof) else None
+
+
+def decode_record(
+    ring: KeyRing, session_id: str, stored: bytes, seen_at: bytes, failing_since: bytes | None = None
+) -> tuple[Session, str]:
+    """Read what `encode_session` made, for whoever need not be its holder: the session and its proof. Raises Damaged."""
+    packed = _unseal(ring, "session", session_id, stored)
     try:
         body = json.loads(packed)
-        if not holder.proves(body["proof"]):
-            return None
-        created_at, expires_at, signed_in_at = (float(value) for value in body["times"])
-        return Session(
-            id=holder.id,
+        times = (_NEVER if time is None else float(time) for time in body["times"])
+        created_at, expires_at, signed_in_at, renew_at, fresh_until = times
+        proof: str = body["proof"]
+        proof.encode("ascii")  # compare_digest takes no other text
+        session = Session(
+            id=session_id,
             identity=_identity(body["who"]),
             sid=_optional_text(body["sid"]),
             created_at=created_at,
@@ -124,9 +175,24 @@ def decode_session(ring: KeyRing, holder: Holder, stored: bytes, seen_at: bytes)
             signed_in_at=signed_in_at,
             browser=str(body["browser"]),
             address=str(body["address"]),
+            renew_at=renew_at,
+            fresh_until=fresh_until,
+            failing_since=None if failing_since is None else float(failing_since),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"session record: {type(error).__name__}") from None
+    return session, proof
+
+
+def renewal_times(tokens: Tokens, now: float) -> tuple[float, float]:
+    """When to renew `tokens`, given out at `now`, and how long they are good: (`renew_at`, `fresh_until`).
+
+    Without a refresh token nothing can be renewed, and a session lives by its own times alone.
+    """
+    if tokens.refresh_token is None:
+        return _NEVER, _NEVER
+    until = max(min(tokens.access_expires_at, _expiry(tokens.id_token)), now + _SHORTEST_LIFE)
+    return now + (until - now) * _RENEW_AT, until
 
 
 def encode_tokens(ring: KeyRing, tokens: Tokens, holder: Holder) -> bytes:
@@ -149,14 +215,24 @@ def _unseal(ring: KeyRing, purpose: str, session_id: str, stored: bytes, *, extr
     if stored[:1] != _VERSION:
         raise Damaged(f"{purpose} record of an unknown version")
     try:
-        return ring.open(purpose, stored[1:], context=session_id.encode(), extra=extra)
-    except Unsealable:
+        return zlib.decompress(ring.open(purpose, stored[1:], context=session_id.encode(), extra=extra))
+    except (Unsealable, zlib.error):
         raise Damaged(f"{purpose} record does not open") from None
 
 
 def _pack(value: Any) -> bytes:
     # A lone surrogate is possible in JSON claims and must not break a sign-in; json.loads reads it back the same way.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return zlib.compress(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
+
+
+def _expiry(id_token: str) -> float:
+    """The `exp` of an ID token that has been verified before; infinity when there is none to be found."""
+    try:
+        payload = id_token.split(".")[1]
+        expiry = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"]
+        return float(expiry) if math.isfinite(expiry) else _NEVER
+    except (IndexError, KeyError, TypeError, ValueError):
+        return _NEVER
 
 
 def _identity_fields(identity: Identity) -> dict[str, Any]:

@@ -1,244 +1,430 @@
-"""Sessions in Redis: one hash each, shared by all workers.
+"""Sessions in Redis, shared by all workers, and what each worker knows of them without asking.
 
-`postern:s:<id>` has the fields `s` (session, sealed), `t` (tokens, sealed with the cookie's secret) and `n` (when it was
-last seen). It always has a TTL: what is left of the idle timeout or of the lifetime, whichever is less. `n` stands apart
-so that noting a use cannot undo a refresh that another worker stores at the same moment, and both changes run as
-scripts that touch only a record that still exists: neither can bring back a session that has been ended.
-
-`postern:u:<hash>` and `postern:l:<hash>` are sets of the ids of one person's sessions and of those that came of one session
-at Logto, so that all of them can be ended. Hashes: who can read the store need not learn who is signed in. An id stays in
-its set after its session has run out; the set goes with the last of them.
-
-Every failure of Redis or of the way there is StoreUnavailable, after three seconds at most.
+What lies in Redis is described in session_records.py, how a worker's memory of it stays true in session_mirror.py. Here is
+what they mean: which record is a living session, when its use is noted, what its end brings with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final, Literal
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from typing_extensions import override
 
 from proxy.claims import Grant, Tokens
 from proxy.errors import StoreUnavailable
 from proxy.sealing import KeyRing
-from proxy.session import Miss, Session, SessionStore, new_session, refreshed
+from proxy.session_cache import Entry, Line, Miss, SessionCache
 from proxy.session_codec import (
     Damaged,
     Holder,
-    decode_session,
+    Session,
+    decode_record,
     decode_tokens,
     encode_session,
     encode_tokens,
     is_session_id,
 )
+from proxy.session_mirror import Mirror
+from proxy.session_records import BATCH, Record, Records, sid_index, user_index
+from proxy.session_servers import Reach, all_of, open_servers
+from proxy.session_store import Bounds, SessionStore, new_session, refreshed
 
-CONNECT_SECONDS: Final = 1.0
-COMMAND_SECONDS: Final = 2.0
-_CONNECTIONS: Final = 64
 _TOUCH_SECONDS: Final = 60.0
 _COMPLAINT_SECONDS: Final = 10.0
-_SESSION: Final = "postern:s:"
-_ONCE: Final = "postern:once:"
-_USER: Final = "postern:u:"
-_SID: Final = "postern:l:"
-_AT_ONCE: Final = 500  # ids: no single command holds up Redis for long
-
-# Only forward: a worker whose clock is behind does not age a session that another has just seen.
-_TOUCH: Final = """
-local seen = tonumber(redis.call('HGET', KEYS[1], 'n'))
-if not seen then return 0 end
-if tonumber(ARGV[1]) > seen then redis.call('HSET', KEYS[1], 'n', ARGV[1]) end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-_REPLACE: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 's', ARGV[1], 't', ARGV[2])
-return 1
-"""
+_DUE_AGAIN_SECONDS: Final = 1.0
+_END_AGAIN_SECONDS: Final = 1.0
+# How often one request tries whether Redis is back, while the others live on its grace.
+_TRY_AGAIN_SECONDS: Final = 1.0
+# A session is put on its indexes before it is there: so long, one that is not there is not taken off them.
+_JUST_BEGUN_SECONDS: Final = 60.0
 _log = logging.getLogger("postern.session")
 
 
 class RedisStore(SessionStore):
-    """Sessions in one Redis server (6 or later), reached by redis://, rediss:// or unix://."""
+    """Sessions in Redis 6 or later; for the forms of `url` see session_servers.py."""
 
     def __init__(
-        self, url: str, keyring: KeyRing, *, idle: float, lifetime: float, clock: Callable[[], float] = time.time
+        self,
+        url: str,
+        keyring: KeyRing,
+        *,
+        idle: float,
+        lifetime: float,
+        clock: Callable[[], float] = time.time,
+        bounds: Bounds = Bounds(),  # noqa: B008 -- frozen
+        reach: Reach = Reach(),  # noqa: B008 -- frozen
     ) -> None:
-        """`url` may carry redis-py's options (`?ssl_ca_certs=…&max_connections=…`); `idle`, `lifetime` in seconds."""
-        super().__init__()
+        """`idle`, `lifetime` in seconds. Touches nothing; ValueError when `url` cannot be one."""
+        super().__init__(idle=idle, lifetime=lifetime, clock=clock, bounds=bounds)
         self._ring = keyring
-        self._idle = idle
-        self._lifetime = lifetime
-        self._clock = clock
         self._touch_every = min(_TOUCH_SECONDS, idle / 10)
         self._touching: dict[str, asyncio.Task[None]] = {}
+        self._behind: set[asyncio.Task[None]] = set()
         self._complain_at = 0.0
-        self._redis = Redis.from_pool(_pool(url))
-        self._touch_script = self._redis.register_script(_TOUCH)
-        self._replace_script = self._redis.register_script(_REPLACE)
+        self._try_at = 0.0
+        self._unended: dict[str, tuple[str, bool]] = {}  # ended here, not yet in Redis: id -> (why, leave tokens)
+        self._records = Records(open_servers(url, reach), reach)
+        self._cache = SessionCache(
+            entries=bounds.cache_entries, size=bounds.cache_bytes, clock=clock, attend=self._attend
+        )
+        self._mirror = Mirror(
+            self._records.servers,
+            self._cache,
+            reach,
+            clock=clock,
+            grace=bounds.outage_grace > 0,
+            read_again=self._read_again,
+            resumed=self._resumed,
+        )
+
+    # -- finding
 
     @override
-    def peek(self, cookie: str) -> Literal[Miss.MISS] | None:
-        return Miss.MISS if Holder.read(cookie) else None
+    def peek(self, cookie: str) -> Session | Literal[Miss.MISS] | None:
+        return self._cache.peek(cookie)
 
     @override
     async def load(self, cookie: str) -> Session | None:
         holder = Holder.read(cookie)
-        if holder is None:
+        if holder is None or self._cache.has_ended(holder.id):
             return None
-        stored, seen = await self._fetch(holder.id, "s", "n")
-        return self._session(holder, stored, seen)
+        known = self._graceful(cookie)
+        if known is not None and time.monotonic() < self._try_at:
+            return known
+        try:
+            return await self._load(holder)
+        except StoreUnavailable:
+            self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
+            known = self._graceful(cookie)
+            if known is None:
+                raise
+            return known
+
+    async def _load(self, holder: Holder) -> Session | None:
+        ticket = self._cache.reading(holder.id)
+        try:
+            record, line = await self._records.read(holder.id)
+            if self._cache.has_ended(holder.id):
+                return None
+            if record.stored is None:
+                if record.ended is not None or self._cache.holds(holder.id):
+                    self._learn_of_end(holder.id, record, holder)
+                elif line is not None:
+                    self._cache.keep_absent(ticket, line)
+                return None
+            found = self._decode(holder.id, record, holder)
+            if found is None:
+                return None
+            entry = self._entry(holder, found, record, line)
+            entry.session.seen_at = max(entry.session.seen_at, self._clock())
+            self._cache.keep(ticket, entry)
+            return entry.session
+        finally:
+            self._cache.done(ticket)
+
+    def _decode(self, session_id: str, record: Record, holder: Holder | None = None) -> Session | None:
+        """Decode and judge a record; None for whatever is not a living session, of `holder` if one is named."""
+        if record.stored is None:
+            return None
+        try:
+            session, proof = decode_record(self._ring, session_id, record.stored, record.seen or b"", record.failing)
+        except Damaged as damage:
+            _log.warning("session %s cannot be read: %s", session_id, damage)
+            return None
+        if (holder is not None and not holder.proves(proof)) or not session.alive(self._clock(), self._idle):
+            return None
+        return session
+
+    def _entry(self, holder: Holder, found: Session, record: Record, line: Line | None) -> Entry:
+        """Make what the cache may keep of a record, and note its use when that is due."""
+        noted_at = found.seen_at
+        entry = Entry(holder.cookie, self._cache.adopt(found), line or Line(), noted_at, len(record.stored or b""))
+        self._note_use(entry, self._clock())
+        return entry
+
+    def _graceful(self, cookie: str) -> Session | None:
+        """A session known from before Redis went away, while that is not longer ago than is allowed."""
+        since = self._records.down_since
+        if since is None or time.monotonic() - since >= self._bounds.outage_grace:
+            return None
+        session = self._cache.stale(cookie)
+        return session if session is not None and session.alive(self._clock(), self._idle) else None
+
+    def _attend(self, entry: Entry, now: float) -> float | None:
+        """A session in the cache is used: note that when it is time to, have it renewed when it is time to."""
+        session = entry.session
+        held_from = session.held_from(self._bounds.renewal_grace)
+        if now >= held_from or not session.alive(now, self._idle):
+            return None
+        self._note_use(entry, now)
+        quiet_until = min(held_from, session.expires_at, entry.noted_at + self._touch_every)
+        if now < session.renew_at:
+            return min(quiet_until, session.renew_at)
+        self._due(entry.cookie, session)
+        return min(quiet_until, now + _DUE_AGAIN_SECONDS)
+
+    # -- a session's life
 
     @override
     async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:
-        holder = Holder.new()
-        session = new_session(holder, grant, self._clock(), self._lifetime, browser=browser, address=address)
-        record: dict[Any, Any] = {
-            "s": encode_session(self._ring, session, holder.proof),
-            "t": encode_tokens(self._ring, grant.tokens, holder),
-            "n": self._stamp(session.seen_at),
-        }
-        async with self._asking(), self._redis.pipeline(transaction=True) as transaction:
-            transaction.hset(_SESSION + holder.id, mapping=record)
-            transaction.pexpire(_SESSION + holder.id, self._ttl(session, session.seen_at))
-            for name in _indexes(session):
-                transaction.sadd(name, holder.id)
-                transaction.pexpire(name, int(self._lifetime * 1000))
-            if (await transaction.execute())[:2] != [len(record), True]:
-                raise StoreUnavailable("Redis did not store the session")
-        return session, holder.cookie
+        holder, now = Holder.new(), self._clock()
+        session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address)
+        stored = encode_session(self._ring, session, holder.proof)
+        tokens = encode_tokens(self._ring, grant.tokens, holder)
+        # The indexes first: a session on none of them could not be found to be ended.
+        await all_of(self._records.index(key, holder.id, session.expires_at, now) for key in _indexes(session))
+        await self._records.create(holder.id, stored, tokens, now, self._ttl(session, now))
+        return self._cache.adopt(session), holder.cookie
 
     @override
     async def tokens(self, cookie: str) -> Tokens | None:
+        opened = await self._open(cookie)
+        return opened[2] if opened is not None else None
+
+    @override
+    async def replace(self, cookie: str, grant: Grant, *, after: Tokens | None = None) -> Session | None:
+        opened = await self._open(cookie)
+        if opened is None:
+            return None
+        holder, old, tokens, sealed = opened
+        if after is not None and tokens != after:
+            return self._cache.adopt(old)
+        now = self._clock()
+        session = refreshed(old, grant, now)
+        if session.sid is not None and session.sid != old.sid:
+            await self._records.index(sid_index(session.sid), holder.id, session.expires_at, now)
+        stored = encode_session(self._ring, session, holder.proof)
+        tokens_anew = encode_tokens(self._ring, grant.tokens, holder)
+        replaced = await self._records.replace(holder.id, stored, tokens_anew, sealed)
+        if replaced is None:
+            return None
+        self._cache.changed(
+            holder.id
+        )  # it will be reported; whoever waits for this must not meet the old one until then
+        return self._cache.adopt(session) if replaced else await self.load(cookie)
+
+    @override
+    async def renewal_failed(self, cookie: str, at: float) -> None:
         holder = Holder.read(cookie)
-        if holder is None:
+        if holder is not None:
+            await self._records.fail(holder.id, at)
+
+    async def _open(self, cookie: str) -> tuple[Holder, Session, Tokens | None, bytes] | None:
+        """The living session of `cookie`, as it is in Redis now, with its tokens: None where they cannot be read."""
+        holder = Holder.read(cookie)
+        if holder is None or self._cache.has_ended(holder.id):
             return None
-        stored, seen, tokens = await self._fetch(holder.id, "s", "n", "t")
-        if self._session(holder, stored, seen) is None:
+        record, _ = await self._records.read(holder.id)
+        session = self._decode(holder.id, record, holder)
+        if session is None:
             return None
+        return holder, session, self._tokens_in(record, holder), record.tokens or b""
+
+    def _tokens_in(self, record: Record, holder: Holder) -> Tokens | None:
         try:
-            return decode_tokens(self._ring, holder, tokens or b"")
+            return decode_tokens(self._ring, holder, record.tokens or b"")
         except Damaged as damage:
             _log.warning("tokens of session %s cannot be read: %s", holder.id, damage)
             return None
 
-    @override
-    async def replace(self, cookie: str, grant: Grant) -> Session | None:
-        old = await self.load(cookie)
-        holder = Holder.read(cookie)
-        if old is None or holder is None:
-            return None
-        session = refreshed(old, grant)
-        stored = encode_session(self._ring, session, holder.proof)
-        tokens = encode_tokens(self._ring, grant.tokens, holder)
-        async with self._asking():
-            there = await self._replace_script(keys=[_SESSION + holder.id], args=[stored, tokens])
-        return session if there else None
+    # -- its end
 
     @override
-    async def end(self, session_id: str) -> bool:
+    async def end(self, session_id: str, why: str = "ended", *, leave_tokens: bool = True) -> bool:
+        return is_session_id(session_id) and await self._end([session_id], why, leave_tokens=leave_tokens) > 0
+
+    async def _end(self, ids: Sequence[str], why: str, *, leave_tokens: bool) -> int:
+        """End sessions here at once, then in Redis; what Redis does not hear of now it hears of when it answers again."""
+        entries = [entry for entry in map(self._cache.entry, ids) if entry is not None]
+        for session_id in ids:
+            if self._cache.end(session_id):
+                self._ended(session_id)
+        try:
+            records = await self._records.read_each(ids)
+            count = await self._records.end(ids, why, leave_tokens=leave_tokens)
+        except StoreUnavailable:
+            self._unended.update(dict.fromkeys(ids, (why, leave_tokens)))
+            self._run(self._end_again(), "ends")
+            raise
+        self._run(self._unindex(ids, records), "indexes")
+        if leave_tokens:
+            for holder in filter(None, (Holder.read(entry.cookie) for entry in entries)):
+                self._run(self._take_leftover(holder), "leftover tokens")
+        return count
+
+    async def _end_again(self) -> None:
+        """Try until Redis has heard of all ends."""
+        while self._unended:
+            await asyncio.sleep(_END_AGAIN_SECONDS)
+            for session_id, (why, leave_tokens) in list(self._unended.items()):
+                try:
+                    await self._records.end([session_id], why, leave_tokens=leave_tokens)
+                except StoreUnavailable:
+                    break
+                self._unended.pop(session_id, None)
+
+    def _resumed(self) -> None:
+        """Redis reports changes again. It may be another server now, which had not heard of the last ends yet."""
+        if ids := self._cache.lately_ended():
+            self._run(self._records.end(ids, "ended before", leave_tokens=False), "ends")
+
+    async def _read_again(self, session_id: str, cookie: str | None) -> None:
+        """A session that somebody here holds has changed, or may have."""
+        holder = Holder.read(cookie) if cookie is not None else None
+        ticket = self._cache.reading(session_id)
+        try:
+            record, line = await self._records.read(session_id)
+            found = self._decode(session_id, record, holder)
+            if record.stored is None:
+                self._learn_of_end(session_id, record, holder)
+            elif found is None:
+                self._ended(session_id)  # it counts no longer, or not here: this worker may lack the key
+            elif not self._cache.has_ended(session_id):
+                session = self._cache.adopt(found)
+                if holder is not None:
+                    seen_at, length = found.seen_at, len(record.stored)
+                    self._cache.keep(ticket, Entry(holder.cookie, session, line or Line(), seen_at, length))
+        finally:
+            self._cache.done(ticket)
+
+    def _learn_of_end(self, session_id: str, record: Record, holder: Holder | None) -> None:
+        if self._cache.end(session_id):
+            why = (record.ended or b"it is not there any more").decode("utf-8", "replace")
+            _log.info("session %s has ended: %s", session_id, why)
+            self._ended(session_id)
+        if record.ended is not None and record.tokens is not None and holder is not None:
+            self._run(self._take_leftover(holder), "leftover tokens")
+
+    async def _take_leftover(self, holder: Holder) -> None:
+        """Hand over the tokens that an ended session has left behind: only its cookie opens them."""
+        sealed = await self._records.leftover(holder.id)
+        if sealed is None:
+            return
+        tokens = self._tokens_in(Record(None, None, None, None, sealed), holder)
+        if tokens is not None:
+            self._left_over(tokens)
+
+    # -- all of them
+
+    @override
+    async def find(self, session_id: str) -> Session | None:
         if not is_session_id(session_id):
-            return False
-        async with self._asking():
-            found = await self._redis.delete(_SESSION + session_id) > 0
-        self._ended(session_id)
-        return found
+            return None
+        record, _ = await self._records.read(session_id)
+        return self._decode(session_id, record)
 
     @override
-    async def end_user(self, sub: str) -> int:
-        return await self._end_all(_index(_USER, sub))
+    async def of_user(self, sub: str) -> list[Session]:
+        return await self._on_index(user_index(sub))
 
     @override
-    async def end_sid(self, sid: str) -> int:
-        return await self._end_all(_index(_SID, sid))
+    async def of_sid(self, sid: str) -> list[Session]:
+        return await self._on_index(sid_index(sid))
+
+    @override
+    async def everything(self) -> AsyncIterator[Session]:
+        async for ids in self._records.scan():
+            known = [session_id for session_id in ids if is_session_id(session_id)]
+            for session in await self._decoded(known):
+                if session is not None:
+                    yield session
+
+    @override
+    async def end_each(self, ids: Sequence[str], why: str = "ended", *, leave_tokens: bool = True) -> int:
+        known = [session_id for session_id in ids if is_session_id(session_id)]
+        batches = [known[start : start + BATCH] for start in range(0, len(known), BATCH)]
+        return sum([await self._end(batch, why, leave_tokens=leave_tokens) for batch in batches])
+
+    @override
+    async def end_user(self, sub: str, why: str = "ended") -> int:
+        return await self._end_on_index(user_index(sub), why)
+
+    @override
+    async def end_sid(self, sid: str, why: str = "ended") -> int:
+        return await self._end_on_index(sid_index(sid), why)
+
+    async def _end_on_index(self, key: str, why: str) -> int:
+        ids, count = [session_id for session_id, _ in await self._records.indexed(key)], 0
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            records = await self._records.read_each(batch)
+            # What is not there may be about to be: a sign-in of this very moment is not what was meant.
+            there = [it for it, record in zip(batch, records, strict=True) if record.stored is not None]
+            count += await self._end(there, why, leave_tokens=True)
+        return count
+
+    async def _on_index(self, key: str) -> list[Session]:
+        ends = dict(await self._records.indexed(key))
+        ids, found = list(ends), list[Session]()
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            sessions = await self._decoded(batch)
+            found += [session for session in sessions if session is not None]
+            settled = self._clock() + self._lifetime - _JUST_BEGUN_SECONDS
+            gone = [it for it, session in zip(batch, sessions, strict=True) if session is None and ends[it] < settled]
+            self._run(self._records.unindex([(key, session_id) for session_id in gone]), "indexes")
+        return sorted(found, key=lambda session: -session.seen_at)
+
+    async def _decoded(self, ids: Sequence[str]) -> list[Session | None]:
+        records = await self._records.read_each(ids)
+        return [self._decode(session_id, record) for session_id, record in zip(ids, records, strict=True)]
+
+    async def _unindex(self, ids: Sequence[str], records: Sequence[Record]) -> None:
+        sessions = [self._decode(session_id, record) for session_id, record in zip(ids, records, strict=True)]
+        await self._records.unindex([(key, it.id) for it in sessions if it is not None for key in _indexes(it)])
+
+    # -- claims and the rest
 
     @override
     async def once(self, key: str, ttl: float) -> bool:
-        mark = secrets.token_bytes(8)
-        async with self._asking():
-            if await self._redis.set(_ONCE + key, mark, nx=True, px=max(1, int(ttl * 1000))):
-                return True
-            # When the connection broke between command and answer, the client has sent the command again and met its
-            # own mark: then this caller is the first after all.
-            return bool(await self._redis.get(_ONCE + key) == mark)
+        return await self._records.once(key, ttl)
+
+    @override
+    async def claim(self, name: str, ttl: float) -> str | None:
+        return await self._records.claim(name, ttl)
+
+    @override
+    async def extend(self, name: str, mark: str, ttl: float) -> bool:
+        return await self._records.extend(name, mark, ttl)
+
+    @override
+    async def release(self, name: str, mark: str) -> None:
+        await self._records.release(name, mark)
 
     @override
     async def ping(self) -> None:
-        async with self._asking():
-            await self._redis.ping()
+        await self._records.ping()
 
     @override
     async def start(self) -> None:
         try:
+            async with self._records.asking():
+                await self._mirror.start()
             await self.ping()
         except StoreUnavailable as error:
             _log.warning("no session can be read yet: %s", error)
 
     @override
     async def close(self) -> None:
-        for task in list(self._touching.values()):
+        await self._mirror.close()
+        tasks = [*self._behind, *self._touching.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._touching.values(), return_exceptions=True)
-        await self._redis.aclose()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._records.servers.close()
 
-    async def _end_all(self, name: str) -> int:
-        """End the sessions in the set `name`, some at a time: no person has so many that Redis is held up."""
-        found, cursor = 0, None
-        while cursor != 0:
-            async with self._asking():
-                cursor, members = await self._redis.sscan(name, cursor or 0, count=_AT_ONCE)
-                ids = [bytes(member).decode("ascii", "replace") for member in members if isinstance(member, bytes)]
-                if ids:
-                    found += await self._redis.delete(*(_SESSION + session_id for session_id in ids))
-                    # Never the whole set: a sign-in of this very moment may have added to it.
-                    await self._redis.srem(name, *ids)
-            for session_id in ids:
-                self._ended(session_id)
-        return found
+    # -- behind the scenes
 
-    async def _fetch(self, session_id: str, *fields: str) -> list[bytes | None]:
-        async with self._asking():
-            try:
-                values = await self._redis.hmget(_SESSION + session_id, list(fields))
-            except ResponseError as error:
-                # Something else lives under the name: damaged like any other garbage, and no fault of the store.
-                if not str(error).startswith("WRONGTYPE"):
-                    raise
-                _log.warning("session %s cannot be read: not a hash", session_id)
-                values = [None] * len(fields)
-        return [value if isinstance(value, bytes) else None for value in values]
-
-    def _session(self, holder: Holder, stored: bytes | None, seen: bytes | None) -> Session | None:
-        """Decode, judge and mark as used; None for whatever is not a living session of `holder`."""
-        if stored is None:
-            return None
-        try:
-            session = decode_session(self._ring, holder, stored, seen or b"")
-        except Damaged as damage:
-            _log.warning("session %s cannot be read: %s", holder.id, damage)
-            return None
-        now = self._clock()
-        if session is None or not session.alive(now, self._idle):
-            return None
-        if now - session.seen_at >= self._touch_every:
-            self._touch_later(session, now)
-        session.seen_at = max(session.seen_at, now)
-        return session
-
-    def _touch_later(self, session: Session, now: float) -> None:
-        """Note the use in the background, once at a time for each session: no request waits for it."""
+    def _note_use(self, entry: Entry, now: float) -> None:
+        """Note a use in the background when the last one noted is long enough ago: no request waits for it."""
+        if now - entry.noted_at < self._touch_every:
+            return
+        entry.noted_at = now
+        session = entry.session
         if session.id not in self._touching:
             task = asyncio.get_running_loop().create_task(self._touch(session, now))
             self._touching[session.id] = task
@@ -246,63 +432,36 @@ class RedisStore(SessionStore):
 
     async def _touch(self, session: Session, now: float) -> None:
         try:
-            async with self._asking():
-                key = _SESSION + session.id
-                await self._touch_script(keys=[key], args=[self._stamp(now), self._ttl(session, now)])
+            await self._records.touch(session.id, now, self._ttl(session, now))
         except StoreUnavailable as error:
-            # The session goes on until its idle timeout; a read-only Redis would else fill the log with this.
-            if time.monotonic() >= self._complain_at:
-                self._complain_at = time.monotonic() + _COMPLAINT_SECONDS
-                _log.warning("the use of sessions cannot be noted: %s", error)
+            self._complain("the use of sessions cannot be noted", error)
 
-    @staticmethod
-    def _stamp(now: float) -> str:
-        return f"{now:.3f}"
+    def _run(self, work: Coroutine[Any, Any, Any], what: str) -> None:
+        """Do something that nobody waits for. When Redis does not answer it is left, and said."""
 
-    def _ttl(self, session: Session, now: float) -> int:
-        """Milliseconds after which Redis forgets `session` by itself when nobody uses it again."""
-        return max(1, int(min(self._idle, session.expires_at - now) * 1000))
+        async def done() -> None:
+            try:
+                await work
+            except StoreUnavailable as error:
+                self._complain(f"{what} cannot be brought up to date", error)
 
-    @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[None]:
-        """Bound in time whatever is asked of Redis inside, and turn whatever goes wrong into StoreUnavailable."""
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS + COMMAND_SECONDS):
-                yield
-        except StoreUnavailable:
-            raise
-        except TimeoutError:
-            raise StoreUnavailable("Redis did not answer in time") from None
-        except RedisError as error:
-            raise StoreUnavailable(f"Redis: {type(error).__name__}: {error}") from None
-        except Exception as error:  # noqa: BLE001 -- redis-py stumbles (AttributeError, …) over a server's nonsense
-            raise StoreUnavailable(f"Redis answered nonsense: {type(error).__name__}") from None
+        task = asyncio.get_running_loop().create_task(done())
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    def _complain(self, what: str, error: StoreUnavailable) -> None:
+        # All of this can wait; a read-only Redis would else fill the log with it.
+        if time.monotonic() >= self._complain_at:
+            self._complain_at = time.monotonic() + _COMPLAINT_SECONDS
+            _log.warning("%s: %s", what, error)
+
+    def _ttl(self, session: Session, now: float) -> float:
+        """Seconds after which Redis forgets `session` by itself when nobody uses it again."""
+        return min(self._idle, session.expires_at - now)
 
 
 def _indexes(session: Session) -> list[str]:
-    """The sets that `session` is in."""
-    return [_index(_USER, session.identity.sub), *([_index(_SID, session.sid)] if session.sid else [])]
-
-
-def _index(prefix: str, value: str) -> str:
-    return prefix + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _pool(url: str) -> BlockingConnectionPool:
-    """Make the pool for `url`; ValueError, without the URL in it (it may hold a password), when redis-py refuses it."""
-    defaults: dict[str, Any] = {
-        "max_connections": _CONNECTIONS,
-        "timeout": CONNECT_SECONDS + COMMAND_SECONDS,
-        "socket_timeout": COMMAND_SECONDS,
-        "socket_connect_timeout": CONNECT_SECONDS,
-        # One more try, on a new connection: those in the pool are dead after a restart of Redis.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        "client_name": "postern",
-    }
-    try:
-        pool = BlockingConnectionPool.from_url(url, **defaults)
-        pool.connection_kwargs["decode_responses"] = False  # sealed values are no text, whatever the URL says
-        pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; a misspelt option is a TypeError here instead of at the first request
-    except (ValueError, TypeError, RedisError) as error:
-        raise ValueError(f"not a usable Redis URL ({type(error).__name__})") from None
-    return pool
+    keys = [user_index(session.identity.sub)]
+    if session.sid is not None:
+        keys.append(sid_index(session.sid))
+    return keys

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+import zlib
 from typing import Any
 
 import pytest
@@ -15,11 +18,13 @@ from proxy.session_codec import (
     Damaged,
     Holder,
     Session,
+    decode_record,
     decode_session,
     decode_tokens,
     encode_session,
     encode_tokens,
     is_session_id,
+    renewal_times,
 )
 
 RING = KeyRing([b"k" * 32])
@@ -46,6 +51,7 @@ IDENTITIES = st.builds(
     claims=st.dictionaries(st.text(max_size=8), JSON, max_size=4),
 )
 TIMES = st.floats(0, 1e11)
+TIMES_OR_NEVER = TIMES | st.just(math.inf)
 
 
 def session(identity: Identity = Identity(sub="alice"), **changes: Any) -> Session:  # noqa: B008 -- frozen
@@ -63,15 +69,37 @@ def session(identity: Identity = Identity(sub="alice"), **changes: Any) -> Sessi
     return Session(**values | changes)
 
 
-@given(IDENTITIES, TEXT, TIMES, TIMES, TIMES, TIMES, st.text(max_size=20))
-def test_a_session_comes_back_as_it_was(
-    identity: Identity, sid: str | None, created: float, seen: float, expires: float, signed_in: float, browser: str
-) -> None:
-    before = session(
-        identity, sid=sid, created_at=created, seen_at=seen, expires_at=expires, signed_in_at=signed_in, browser=browser
-    )
+SESSIONS = st.builds(
+    session,
+    IDENTITIES,
+    sid=TEXT,
+    created_at=TIMES,
+    seen_at=TIMES,
+    expires_at=TIMES_OR_NEVER,
+    signed_in_at=TIMES,
+    browser=st.text(max_size=20),
+    renew_at=TIMES_OR_NEVER,
+    fresh_until=TIMES_OR_NEVER,
+)
+
+
+@given(SESSIONS)
+def test_a_session_comes_back_as_it_was(before: Session) -> None:
     stored = encode_session(RING, before, HOLDER.proof)
-    assert decode_session(RING, HOLDER, stored, repr(seen).encode()) == before
+    seen = repr(before.seen_at).encode()
+    assert decode_session(RING, HOLDER, stored, seen) == before
+    assert decode_record(RING, HOLDER.id, stored, seen) == (before, HOLDER.proof)
+
+
+@given(SESSIONS, SESSIONS)
+def test_an_object_takes_over_what_was_read_later(mine: Session, later: Session) -> None:
+    mine.blocks["route"] = b"made for who was there before"
+    same, seen = mine.identity == later.identity, max(mine.seen_at, later.seen_at)
+    mine.become(later)
+    assert mine.blocks == ({"route": b"made for who was there before"} if same else {})
+    assert mine.seen_at == seen
+    mine.seen_at, mine.browser = later.seen_at, later.browser
+    assert mine == later
 
 
 @given(st.builds(Tokens, st.text(), st.text(), TIMES, st.none() | st.text()))
@@ -97,15 +125,15 @@ def test_another_secret_is_nobody() -> None:
 
 
 def sealed(body: Any, purpose: str = "session", extra: bytes = b"") -> bytes:
-    packed = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return b"1" + RING.seal(purpose, packed, context=HOLDER.id.encode(), extra=extra)
+    packed = zlib.compress(body if isinstance(body, bytes) else json.dumps(body).encode())
+    return b"2" + RING.seal(purpose, packed, context=HOLDER.id.encode(), extra=extra)
 
 
 def body(**changes: Any) -> dict[str, Any]:
     whole = {
         "who": {"sub": "alice"},
         "sid": None,
-        "times": [1.0, 2.0, 3.0],
+        "times": [1.0, 2.0, 3.0, None, 4.0],
         "browser": "",
         "address": "",
         "proof": HOLDER.proof,
@@ -122,13 +150,14 @@ OTHER = Holder.new()
     [
         pytest.param(b"", b"1", id="empty"),
         pytest.param(b"garbage", b"1", id="garbage"),
-        pytest.param(b"2" + GOOD[1:], b"1", id="version"),
+        pytest.param(b"1" + GOOD[1:], b"1", id="version"),
         pytest.param(GOOD[:-1], b"1", id="cut"),
         pytest.param(GOOD, b"", id="no seen"),
         pytest.param(GOOD, b"soon", id="seen is no number"),
         pytest.param(encode_session(KeyRing([b"x" * 32]), session(), HOLDER.proof), b"1", id="another key"),
         pytest.param(encode_session(RING, session(id=OTHER.id), HOLDER.proof), b"1", id="another record's"),
         pytest.param(encode_tokens(RING, Tokens("i", "a", 1.0), HOLDER), b"1", id="tokens"),
+        pytest.param(b"2" + RING.seal("session", b"{}", context=HOLDER.id.encode()), b"1", id="not compressed"),
         pytest.param(sealed(b"{"), b"1", id="no JSON"),
         pytest.param(sealed([]), b"1", id="a list"),
         pytest.param(sealed(None), b"1", id="null"),
@@ -136,7 +165,7 @@ OTHER = Holder.new()
         pytest.param(sealed(body(proof=1)), b"1", id="proof is no text"),
         pytest.param(sealed(body(proof="é")), b"1", id="proof is not ASCII"),
         pytest.param(sealed(body(times=[1, 2])), b"1", id="too few times"),
-        pytest.param(sealed(body(times=[1, 2, {}])), b"1", id="a time is an object"),
+        pytest.param(sealed(body(times=[1, 2, {}, 4, 5])), b"1", id="a time is an object"),
         pytest.param(sealed(body(who={})), b"1", id="nobody"),
         pytest.param(sealed(body(who="alice")), b"1", id="who is no object"),
         pytest.param(sealed(body(who={"sub": 7})), b"1", id="sub is a number"),
@@ -147,6 +176,7 @@ OTHER = Holder.new()
     ],
 )
 def test_damage_is_named(stored: bytes, seen: bytes) -> None:
+    assert decode_session(RING, HOLDER, sealed(body()), b"1") is not None, "or the cases would prove nothing"
     with pytest.raises(Damaged):
         decode_session(RING, HOLDER, stored, seen)
 
@@ -161,6 +191,33 @@ def test_damaged_tokens_are_named(content: bytes) -> None:
 def test_any_bytes_are_damage(stored: bytes, seen: bytes) -> None:
     with pytest.raises(Damaged):
         decode_session(RING, HOLDER, stored, seen)
+
+
+def id_token(payload: object) -> str:
+    packed = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    return f"e30.{base64.urlsafe_b64encode(packed).rstrip(b'=').decode()}.c2ln"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fresh_until"),
+    [
+        pytest.param(Tokens(id_token({"exp": 2000}), "a", 1500.0, "r"), 1500.0, id="access token first"),
+        pytest.param(Tokens(id_token({"exp": 1200}), "a", 1500.0, "r"), 1200.0, id="ID token first"),
+        pytest.param(Tokens(id_token({"exp": 900}), "a", 1500.0, "r"), 1005.0, id="expired when it came"),
+        pytest.param(Tokens(id_token({"exp": 1200}), "a", 1500.0, None), math.inf, id="nothing to renew with"),
+        pytest.param(Tokens("opaque", "a", 1500.0, "r"), 1500.0, id="no JWT"),
+        pytest.param(Tokens("a.!!!.c", "a", 1500.0, "r"), 1500.0, id="no base64"),
+        pytest.param(Tokens(id_token(b"{"), "a", 1500.0, "r"), 1500.0, id="no JSON"),
+        pytest.param(Tokens(id_token({}), "a", 1500.0, "r"), 1500.0, id="no exp"),
+        pytest.param(Tokens(id_token([1]), "a", 1500.0, "r"), 1500.0, id="a list"),
+        pytest.param(Tokens(id_token({"exp": "soon"}), "a", 1500.0, "r"), 1500.0, id="exp is text"),
+        pytest.param(Tokens(id_token({"exp": math.inf}), "a", 1500.0, "r"), 1500.0, id="exp is infinite"),
+    ],
+)
+def test_renewal_times(tokens: Tokens, fresh_until: float) -> None:
+    renew_at, until = renewal_times(tokens, 1000.0)
+    assert until == fresh_until
+    assert renew_at == pytest.approx(1000 + 0.8 * (until - 1000))
 
 
 @pytest.mark.parametrize(

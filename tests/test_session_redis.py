@@ -21,7 +21,10 @@ from proxy.claims import Grant, Identity, Tokens
 from proxy.errors import StoreUnavailable
 from proxy.sealing import KeyRing
 from proxy.session import Session
-from proxy.session_redis import COMMAND_SECONDS, CONNECT_SECONDS, RedisStore
+from proxy.session_cache import Line
+from proxy.session_records import Record
+from proxy.session_redis import RedisStore
+from proxy.session_servers import Reach
 from tests.redis_server import RedisServer, redis_server
 
 RING = KeyRing([b"k" * 32])
@@ -29,7 +32,7 @@ GRANT = Grant(
     Identity(sub="alice", email="alice@example.test"), Tokens("id-token", "access", 5.0, "refresh"), "sid", 1.0
 )
 # What is promised, with room for a busy machine.
-PROMISED_SECONDS = CONNECT_SECONDS + COMMAND_SECONDS + 2
+PROMISED_SECONDS = Reach().patience + 2
 RECOVERY_SECONDS = 15.0
 
 
@@ -192,8 +195,9 @@ def test_an_ended_session_stays_ended(server: RedisServer) -> None:
         session, cookie = await sign_in(store)
         await store.end(session.id)
         await store._touch(session, time.time())
-        assert await store._replace_script(keys=[f"postern:s:{session.id}"], args=[b"s", b"t"]) == 0
-        assert server.do("KEYS", "postern:s:*") == []
+        assert await store._records.replace(session.id, b"s", b"t", b"") is None
+        await store._records.fail(session.id, time.time())
+        assert set(server.do("HKEYS", f"postern:s:{session.id}")) == {b"x", b"t"}
         assert await store.load(cookie) is None
 
     run(server.url, conversation)
@@ -202,14 +206,14 @@ def test_an_ended_session_stays_ended(server: RedisServer) -> None:
 def test_a_refresh_that_meets_the_end_is_lost(server: RedisServer) -> None:
     async def conversation(store: RedisStore) -> None:
         session, cookie = await sign_in(store)
-        original = store._fetch
+        original = store._records.read
 
-        async def fetch(session_id: str, *fields: str) -> list[bytes | None]:
-            values = await original(session_id, *fields)
+        async def read(session_id: str) -> tuple[Record, Line | None]:
+            answer = await original(session_id)
             server.do("DEL", f"postern:s:{session.id}")  # another worker's sign-out, between read and write
-            return values
+            return answer
 
-        store._fetch = fetch  # type: ignore[method-assign]
+        store._records.read = read  # type: ignore[method-assign]
         assert await store.replace(cookie, GRANT) is None
         assert server.do("KEYS", "postern:s:*") == []
 
@@ -407,10 +411,11 @@ def test_a_read_only_replica_still_reads(server: RedisServer, caplog: pytest.Log
     now = [time.time()]
 
     async def conversation(store: RedisStore) -> None:
-        session, cookie = await sign_in(store)
+        _, cookie = await sign_in(store)
+        other, _ = await sign_in(store)
         server.do("REPLICAOF", "127.0.0.1", "1")
         assert await store.load(cookie) is not None
-        for question in (sign_in(store), store.replace(cookie, GRANT), store.end(session.id), store.once("k", 60)):
+        for question in (sign_in(store), store.replace(cookie, GRANT), store.end(other.id), store.once("k", 60)):
             assert "read only" in await unavailable(question)
         now[0] += 120
         for _ in range(3):
