@@ -23,6 +23,7 @@ from proxy.logto_setup import (
     settings_before,
     setup_of,
     wanted_for,
+    write_config,
     write_env,
 )
 from proxy.settings import Settings, SettingsError
@@ -100,7 +101,12 @@ def logto() -> None:
 @click.option(
     "--write-env", type=click.Path(dir_okay=False, path_type=Path), help="Write the settings into this .env file."
 )
-def setup(dry_run: bool, write_env: Path | None, **given: Any) -> None:
+@click.option(
+    "--write-config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what the gateway needs of them as a settings file of its own.",
+)
+def setup(dry_run: bool, write_env: Path | None, write_config: Path | None, **given: Any) -> None:
     """Make what the gateway needs in Logto, and tell its settings. Safe to run again."""
 
     async def work(it: Setup, settings: Settings, console: Console) -> int:
@@ -113,7 +119,7 @@ def setup(dry_run: bool, write_env: Path | None, **given: Any) -> None:
             await _carry_out(it, steps, console)
         else:
             console.print("everything is as it should be: nothing to do")
-        await _tell(it, settings, console, write_env)
+        await _tell(it, settings, console, write_env, write_config)
         return 0
 
     _run(work, given)
@@ -243,7 +249,7 @@ async def _carry_out(it: Setup, steps: Sequence[Step], console: Console) -> None
             console.print(f"{_DONE[step.action]}: {step.what}", markup=False)
 
 
-async def _tell(it: Setup, settings: Settings, console: Console, env: Path | None) -> None:
+async def _tell(it: Setup, settings: Settings, console: Console, env: Path | None, config: Path | None) -> None:
     values = await it.result()
     redirect = it.discord_redirect(settings.logto.endpoint)
     if redirect is not None:
@@ -252,6 +258,10 @@ async def _tell(it: Setup, settings: Settings, console: Console, env: Path | Non
     if env is not None:
         write_env(env, values)
         console.print(f"wrote {', '.join(values)} to {env}", markup=False)
+    if config is not None:
+        write_config(config, values)
+        console.print(f"wrote the section logto to {config}", markup=False)
+    if env is not None or config is not None:
         return
     console.print("the gateway's settings:")
     for name, value in values.items():

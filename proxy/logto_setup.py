@@ -5,6 +5,7 @@ Nothing here decides what a step is; here is only how to get at a Logto, and wha
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -273,10 +274,21 @@ def write_env(path: Path, values: Mapping[str, str]) -> None:
         if match and match[1] in left:
             lines[index] = f"{match[1]}={left.pop(match[1])}"
     lines += [f"{name}={value}" for name, value in left.items()]
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=".env-")
+    _replace(path, "\n".join(lines) + "\n")
+
+
+def write_config(path: Path, values: Mapping[str, str]) -> None:
+    """Write the settings file at `path` with what the gateway itself needs of `values`; all else comes from its environment."""
+    keys = {"LOGTO_APP_ID": "app_id", "LOGTO_APP_SECRET": "app_secret", "POSTERN_LOGTO__WEBHOOK_KEY": "webhook_key"}
+    lines = [f"{key} = {json.dumps(values[name])}" for name, key in keys.items()]  # a JSON string is a TOML string, too
+    _replace(path, "\n".join(["# made by `postern logto setup`", "[logto]", *lines]) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=".postern-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:  # mkstemp makes it 0600
-            file.write("\n".join(lines) + "\n")
+            file.write(text)
         Path(temporary).replace(path.resolve())
     except BaseException:
         with suppress(OSError):

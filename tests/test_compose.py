@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ import pytest
 import yaml
 
 from proxy.cli import main
+from proxy.logto_command import VARIABLES
+from proxy.logto_setup import _SECRET_QUERY, Extras, settings_before, wanted_for, write_config
 from proxy.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +35,10 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("postern:")]
 VARIABLE = re.compile(r"\$\{(\w+)(?::?([-?])([^}]*))?\}")
 ENV_LINE = re.compile(r"(# )?([A-Z][A-Z_0-9]+)=(\S*)$")
-# What somebody has filled in who follows .env.example.
-FILLED_IN = {"POSTGRES_PASSWORD": "letters1", "LOGTO_APP_ID": "app1", "LOGTO_APP_SECRET": "app-secret"}
+# What somebody has filled in who follows .env.example, and what the setup of Logto then tells.
+FILLED_IN = {"POSTGRES_PASSWORD": "letters1", "DISCORD_CLIENT_ID": "id1", "DISCORD_CLIENT_SECRET": "discord-secret"}
+TOLD = {"LOGTO_APP_ID": "app1", "LOGTO_APP_SECRET": "app-secret", "POSTERN_LOGTO__WEBHOOK_KEY": "k" * 32}
+ONE_SHOT = [name for name, service in SERVICES.items() if service["restart"] == "no"]
 
 
 def env_example() -> dict[str, tuple[bool, str]]:
@@ -63,7 +69,16 @@ def environment(service: str, values: dict[str, str]) -> dict[str, str]:
 
 def settings_in_compose(**values: str) -> Settings:
     image = {name: value for name, value in dockerfile_env().items() if name.startswith("POSTERN_")}
-    return load(None, {**image, **environment("postern", {**FILLED_IN, **values})})
+    given = environment("postern", {**FILLED_IN, **values})
+    assert given.pop("POSTERN_CONFIG") == option(SERVICES["logto-setup"]["command"], "--write-config")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "postern.toml"
+        write_config(path, TOLD)
+        return load(path, {**image, **given})
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -91,7 +106,11 @@ def dockerfile_env() -> dict[str, str]:
 def parses(command: list[str]) -> click.Context:
     """The context that click makes of a `postern` command line, without running it. Raises UsageError."""
     name, *rest = command
-    return main.commands[name].make_context(name, rest)
+    found = main.commands[name]
+    if isinstance(found, click.Group):
+        name, *rest = rest
+        found = found.commands[name]
+    return found.make_context(name, rest)
 
 
 def health_command() -> list[str]:
@@ -207,12 +226,41 @@ def test_only_postern_and_logto_can_be_reached_from_outside() -> None:
     assert sample.params["host"] == "0.0.0.0"
 
 
-def test_every_service_is_watched_and_waits_for_health() -> None:
+def test_every_service_is_watched_and_waits_for_health_or_for_the_end_of_what_ends() -> None:
     for name, service in SERVICES.items():
-        assert "healthcheck" in service or "command" not in service, f"{name}: the image's check is for `serve`"
-        assert "healthcheck" in service or name == "postern"
-        for condition in service.get("depends_on", {}).values():
-            assert condition == {"condition": "service_healthy"}
+        for other, condition in service.get("depends_on", {}).items():
+            ends = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
+            assert condition == {"condition": ends}
+        if name not in ONE_SHOT:
+            assert "healthcheck" in service or "command" not in service, f"{name}: the image's check is for `serve`"
+            assert "healthcheck" in service or name == "postern"
+
+
+def test_logto_is_set_up_from_inside_for_how_browsers_see_it() -> None:
+    given = environment("logto-setup", FILLED_IN)
+    assert "command" in SERVICES["logto-setup"]
+    settings, pending = settings_before(Path(os.devnull), given)
+    assert pending == {"logto.app_id", "logto.app_secret", "route"}
+    gateway = settings_in_compose()
+    assert (settings.public_url, settings.logto.issuer) == (gateway.public_url, gateway.logto.issuer)
+    assert settings.logto.internal_endpoint == gateway.logto.internal_endpoint
+    wanted = wanted_for(settings, pending, Extras(gateway_url=given["LOGTO_GATEWAY_URL"]))
+    assert wanted.hook == f"http://postern:{gateway.listen.port}/.postern/hooks/logto"
+    assert environment("logto", FILLED_IN)["ADMIN_ENDPOINT"] == given["LOGTO_ADMIN_ENDPOINT"]
+    known = {*VARIABLES, *(name + "_FILE" for name in VARIABLES)}
+    assert {name for name in given if name.startswith("LOGTO_")} <= known | {"LOGTO_ENDPOINT"}
+    for name in ("logto-key", "logto-setup"):
+        assert SERVICES[name]["volumes"] == ["setup:/setup"]
+        assert set(SERVICES[name]["networks"]) & set(SERVICES["logto"]["networks"])
+    (key,) = SERVICES["logto-key"]["command"]
+    assert given["LOGTO_ADMIN_SECRET_FILE"] in key
+    assert _SECRET_QUERY in key
+    assert only("USER").split(":")[0] in key
+    postgres, reader = environment("postgres", FILLED_IN), environment("logto-key", FILLED_IN)
+    assert [reader[f"PG{it}"] for it in ("USER", "PASSWORD", "DATABASE")] == [
+        postgres[f"POSTGRES_{it}"] for it in ("USER", "PASSWORD", "DB")
+    ]
+    assert SERVICES["postern"]["volumes"] == ["setup:/setup:ro"]
 
 
 def test_a_stop_leaves_time_to_finish() -> None:

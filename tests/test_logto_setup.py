@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import LogtoRefused, LogtoUnavailable
 from proxy.logto_plan import MANAGEMENT_ROLE
-from proxy.logto_setup import Access, Extras, NotSetUp, admin_secret, manager_for, settings_before, write_env
+from proxy.logto_setup import (
+    Access,
+    Extras,
+    NotSetUp,
+    admin_secret,
+    manager_for,
+    settings_before,
+    write_config,
+    write_env,
+)
 from proxy.sandbox import SANDBOX_ADMIN_SECRET
 from proxy.sandbox.faults import Fault
 from proxy.settings import SettingsError
@@ -363,6 +373,17 @@ def test_an_env_file_is_written_whole_and_for_its_owner(tmp_path: Path) -> None:
         "# about\nLOGTO_APP_ID=new\nLOGTO_APP_SECRET=s\nPOSTGRES_PASSWORD=kept # so\n\nexport X=1\nLOGTO_M2M_ID=m\n"
     )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    config = tmp_path / "postern.toml"
+    told = {
+        "LOGTO_APP_ID": "a",
+        "LOGTO_APP_SECRET": 'q"\\',
+        "POSTERN_LOGTO__WEBHOOK_KEY": "k" * 32,
+        "LOGTO_M2M_SECRET": "m",
+    }
+    write_config(config, told)
+    table = {"app_id": "a", "app_secret": 'q"\\', "webhook_key": "k" * 32}
+    assert (tomllib.loads(config.read_text()), stat.S_IMODE(config.stat().st_mode)) == ({"logto": table}, 0o600)
+    config.unlink()
     fresh = tmp_path / "fresh.env"
     write_env(fresh, {"A": "1"})
     assert fresh.read_text() == "A=1\n"
