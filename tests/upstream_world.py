@@ -114,7 +114,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.heads: list[ResponseHead] = []
-        self.body = b""
+        self._body = bytearray()
         self.trailers: Fields | None = None
         self.error: UpstreamFailed | None = None
         self.blocked: list[bool] = []
@@ -125,6 +125,10 @@ class Recorder:
         self.on_data: Callable[[bytes], None] = lambda _data: None
         self.on_end: Callable[[], None] = lambda: None
 
+    @property
+    def body(self) -> bytes:
+        return bytes(self._body)
+
     def upstream_head(self, head: ResponseHead) -> None:
         self.heads.append(head)
         self.on_head(head)
@@ -133,7 +137,7 @@ class Recorder:
         self.flushed += 1
 
     def upstream_data(self, data: bytes) -> None:
-        self.body += data
+        self._body += data
         self.on_data(data)
 
     def upstream_done(self, trailers: Fields) -> None:
