@@ -249,25 +249,29 @@ class StoreUrl(str):
         return repr(re.sub(r"\?.*", "?**", re.sub(r"(?<=://)[^/?]*@", "**@", str(self))))
 
 
+_HOST_AND_PORT: Final = r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _STORE: Final = re.compile(
     r"memory://"
-    r"|rediss?://(?:[^@/?#\s]*@)?(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[0-9]{0,4})?(?:\?[^\s#]*)?"
+    rf"|rediss?://(?:[^@/?#\s]*@)?{_HOST_AND_PORT}(?:/[0-9]{{0,4}})?(?:\?[^\s#]*)?"
     r"|unix://(?:[^@/?#\s]*@)?/[^?#\s]+(?:\?[^\s#]*)?"
+    rf"|rediss?\+sentinel://(?:[^@/?#\s]*@)?{_HOST_AND_PORT}(?:,{_HOST_AND_PORT})*/[^/?#\s]+(?:/[0-9]{{1,4}})?(?:\?[^\s#]*)?"
+    rf"|rediss?\+cluster://(?:[^@/?#\s]*@)?{_HOST_AND_PORT}(?:,{_HOST_AND_PORT})*/?0?(?:\?[^\s#]*)?"
 )
 
 
 def _read_store(value: object) -> StoreUrl:
     text = string(value)
     if not _STORE.fullmatch(text):
-        known = text.startswith(("memory:", "redis:", "rediss:", "unix:"))
+        known = re.match(r"(?:memory|rediss?(?:\+sentinel|\+cluster)?|unix):", text)
         raise NotationError("is not a complete store URL" if known else "is not the URL of a known store")
     return StoreUrl(text)
 
 
 STORE: Final = Notation(
     _read_store,
-    "memory://, redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/redis.sock",
-    {"type": "string", "pattern": "^(?:memory|rediss?|unix)://"},
+    "memory://, redis://host:6379/0, unix:///path/to/redis.sock, redis+sentinel://host,host/master or redis+cluster://host,host; "
+    "with TLS rediss",
+    {"type": "string", "pattern": r"^(?:memory|rediss?(?:\+sentinel|\+cluster)?|unix)://"},
     secret=True,
 )
 

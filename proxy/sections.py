@@ -149,11 +149,27 @@ class SessionSettings(Section):
     """How long people stay signed in, and where that is kept."""
 
     store: Annotated[str, STORE] = written(
-        "memory://", "Where sessions are: in this process (`memory://`) or in Redis."
+        "memory://", "Where sessions are: in this process (`memory://`) or in Redis, see [sessions](sessions.md)."
     )
     idle: Seconds = written("12h", "A session ends after this long without a request.")
     lifetime: Seconds = written("7d", "A session ends this long after the sign-in, whatever happens.")
     cookie: CookieSettings = written({}, "The session cookie.")
+    renewal_grace: Annotated[float, PAUSE] = written(
+        "1h", "How long a session goes on when its tokens are due to be renewed and Logto fails to; then it ends."
+    )
+    outage_grace: Annotated[float, PAUSE] = written(
+        "0", "How long a worker lets people in by what it knows while the store is unreachable."
+    )
+    connect_timeout: Seconds = written("1s", "How long connecting to Redis may take.")
+    command_timeout: Seconds = written("2s", "How long an answer of Redis may take.")
+    connections: Annotated[int, count(1, 10_000)] = written(64, "Connections to each Redis server, in each worker.")
+    retries: Annotated[int, count(0, 10)] = written(
+        1, "How often a question is put again, on a new connection, when the old one turns out dead."
+    )
+    cache_entries: Annotated[int, count(0, 10_000_000)] = written(
+        50_000, "Sessions from Redis that each worker keeps at hand; 0: none, every request asks Redis."
+    )
+    cache_bytes: Annotated[int, size(0, 1 << 40)] = written("256MiB", "Memory they may take, roughly, in each worker.")
 
     @field_validator("lifetime")
     @classmethod

@@ -113,7 +113,8 @@ class MemoryStore(SessionStore):
             _log.warning("session %s ended early: no room for more than %d in memory", oldest, self._limit)
             self._drop(oldest)
         holder = Holder.new()
-        session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address)
+        recheck = self._bounds.recheck
+        session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
         kept = self._sessions[holder.id] = self._by_cookie[holder.cookie] = _Kept(holder.cookie, session, grant.tokens)
         for index in _indexes(session):
             self._indexes.setdefault(index, {})[session.id] = kept
@@ -133,7 +134,7 @@ class MemoryStore(SessionStore):
         if after is not None and found.tokens != after:
             return session
         self._unindex(session)
-        session.become(refreshed(session, grant, self._clock()))
+        session.become(refreshed(session, grant, self._clock(), self._bounds.recheck))
         for index in _indexes(session):
             self._indexes.setdefault(index, {})[session.id] = found
         found.tokens = grant.tokens
@@ -145,6 +146,12 @@ class MemoryStore(SessionStore):
         found = self._find(cookie)
         if found is not None and found.session.failing_since is None:
             found.session.failing_since = at
+
+    @override
+    async def renew_soon(self, ids: Sequence[str]) -> None:
+        for kept in filter(None, map(self._sessions.get, ids)):
+            kept.session.renew_at = min(kept.session.renew_at, self._clock())
+            kept.quiet_until = 0.0
 
     @override
     async def end(self, session_id: str, why: str = "ended", *, leave_tokens: bool = True) -> bool:
@@ -282,14 +289,22 @@ def _indexes(session: Session) -> list[tuple[str, str]]:
 
 def open_store(settings: Settings, keyring: KeyRing, *, clock: Callable[[], float] = time.time) -> SessionStore:
     """Make the store that the settings name, without touching it. ValueError when its URL cannot be one."""
-    if settings.session.store.startswith("memory:"):
-        return MemoryStore(idle=settings.session.idle, lifetime=settings.session.lifetime, clock=clock)
-    # Loaded only where it is wanted: a gateway with sessions in memory starts without the Redis client.
-    from proxy.session_redis import RedisStore  # noqa: PLC0415 -- see above; it also imports this module
-
-    return RedisStore(
-        settings.session.store, keyring, idle=settings.session.idle, lifetime=settings.session.lifetime, clock=clock
+    session = settings.session
+    bounds = Bounds(
+        cache_entries=session.cache_entries,
+        cache_bytes=session.cache_bytes,
+        renewal_grace=session.renewal_grace,
+        outage_grace=session.outage_grace,
     )
+    if session.store.startswith("memory:"):
+        return MemoryStore(idle=session.idle, lifetime=session.lifetime, clock=clock, bounds=bounds)
+    # Loaded only where it is wanted: a gateway with sessions in memory starts without the Redis client.
+    from proxy.session_redis import RedisStore  # noqa: PLC0415 -- see above
+    from proxy.session_servers import Reach  # noqa: PLC0415 -- see above
+
+    reach = Reach(session.connect_timeout, session.command_timeout, session.connections, session.retries)
+    idle, lifetime = session.idle, session.lifetime
+    return RedisStore(session.store, keyring, idle=idle, lifetime=lifetime, clock=clock, bounds=bounds, reach=reach)
 
 
 def cookie_name(settings: Settings) -> str:

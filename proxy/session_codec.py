@@ -17,6 +17,7 @@ import hashlib
 import hmac
 import json
 import math
+import random
 import re
 import secrets
 import zlib
@@ -184,15 +185,18 @@ def decode_record(
     return session, proof
 
 
-def renewal_times(tokens: Tokens, now: float) -> tuple[float, float]:
+def renewal_times(tokens: Tokens, now: float, recheck: float = _NEVER) -> tuple[float, float]:
     """When to renew `tokens`, given out at `now`, and how long they are good: (`renew_at`, `fresh_until`).
+
+    At the latest after `recheck` seconds, less up to a fifth: people who came together shall not all be asked about together.
 
     Without a refresh token nothing can be renewed, and a session lives by its own times alone.
     """
     if tokens.refresh_token is None:
         return _NEVER, _NEVER
     until = max(min(tokens.access_expires_at, _expiry(tokens.id_token)), now + _SHORTEST_LIFE)
-    return now + (until - now) * _RENEW_AT, until
+    sooner = recheck * (1 - random.random() / 5)  # noqa: S311 -- spreads load; nobody gains by guessing it
+    return now + min((until - now) * _RENEW_AT, sooner), until
 
 
 def encode_tokens(ring: KeyRing, tokens: Tokens, holder: Holder) -> bytes:

@@ -1,7 +1,8 @@
 """What is asked of Redis about sessions, and nothing else: keys, fields, scripts, time limits.
 
 - `postern:s:<id>`, a hash for each session: `s` (session, sealed), `t` (tokens, sealed with the cookie's secret), `n` (when it
-  was last seen), `f` (since when renewals fail). Of one that was ended `x` (why) may be left, and `t` while it is to be revoked.
+  was last seen), `f` (since when renewals fail), `r` (from when on to renew, whatever `s` says). Of one that was ended `x` (why)
+  may be left, and `t` while it is to be revoked.
 - `postern:u:<hash of sub>` and `postern:l:<hash of Logto's sid>`, sorted sets of ids by their absolute ends.
 - `postern:once:…` and `postern:lock:…`, claims.
 
@@ -33,7 +34,7 @@ from proxy.session_tracking import PREFIX
 
 BATCH: Final = 100
 _INDEX_PAGE: Final = 500
-_FIELDS: Final = ("s", "n", "f", "x", "t")
+_FIELDS: Final = ("s", "n", "f", "x", "r", "t")
 _ONCE: Final = "postern:once:"
 _LOCK: Final = "postern:lock:"
 _log = logging.getLogger("postern.session")
@@ -59,8 +60,12 @@ local t = redis.call('HGET', KEYS[1], 't')
 if t == ARGV[2] then return 1 end
 if redis.sha1hex(t or '') ~= ARGV[3] then return 2 end
 redis.call('HSET', KEYS[1], 's', ARGV[1], 't', ARGV[2])
-redis.call('HDEL', KEYS[1], 'f')
+redis.call('HDEL', KEYS[1], 'f', 'r')
 return 1
+"""
+_RENEW: Final = """
+if redis.call('HEXISTS', KEYS[1], 's') == 0 then return 0 end
+return redis.call('HSET', KEYS[1], 'r', ARGV[1])
 """
 _FAIL: Final = """
 if redis.call('HEXISTS', KEYS[1], 's') == 0 then return 0 end
@@ -72,7 +77,7 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return redis.call('DEL', KEYS[1]) end
 if redis.call('HEXISTS', KEYS[1], 's') == 0 and redis.call('HEXISTS', KEYS[1], 'x') == 1 then return 0 end
 if ARGV[2] == '0' or redis.call('HEXISTS', KEYS[1], 't') == 0 then return redis.call('DEL', KEYS[1]) end
-redis.call('HDEL', KEYS[1], 's', 'n', 'f')
+redis.call('HDEL', KEYS[1], 's', 'n', 'f', 'r')
 redis.call('HSET', KEYS[1], 'x', ARGV[1])
 return 1
 """
@@ -105,10 +110,11 @@ class Record(NamedTuple):
     seen: bytes | None
     failing: bytes | None
     ended: bytes | None  # why, when it has been ended
+    renew: bytes | None  # from when on its tokens shall be renewed, whatever is sealed in it
     tokens: bytes | None = None
 
 
-NOTHING: Final = Record(None, None, None, None)
+NOTHING: Final = Record(None, None, None, None, None)
 
 
 class Records:
@@ -153,6 +159,10 @@ class Records:
         digest = hashlib.sha1(before, usedforsecurity=False).hexdigest()
         answer = await self._script(_REPLACE, PREFIX + session_id, stored, tokens, digest)
         return None if answer == 0 else answer == 1
+
+    async def renew(self, ids: Sequence[str], at: float) -> None:
+        """Note that the tokens of sessions shall be renewed from `at` on."""
+        await self._each([(PREFIX + it, ("EVAL", _RENEW, 1, PREFIX + it, stamp(at))) for it in ids])
 
     async def fail(self, session_id: str, since: float) -> None:
         """Note that renewals fail, unless that is noted already."""

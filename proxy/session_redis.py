@@ -132,7 +132,8 @@ class RedisStore(SessionStore):
             return None
         try:
             session, proof = decode_record(self._ring, session_id, record.stored, record.seen or b"", record.failing)
-        except Damaged as damage:
+            session.renew_at = min(session.renew_at, float(record.renew or "inf"))
+        except (Damaged, ValueError) as damage:
             _log.warning("session %s cannot be read: %s", session_id, damage)
             return None
         if (holder is not None and not holder.proves(proof)) or not session.alive(self._clock(), self._idle):
@@ -172,7 +173,8 @@ class RedisStore(SessionStore):
     @override
     async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:
         holder, now = Holder.new(), self._clock()
-        session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address)
+        recheck = self._bounds.recheck
+        session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
         stored = encode_session(self._ring, session, holder.proof)
         tokens = encode_tokens(self._ring, grant.tokens, holder)
         # The indexes first: a session on none of them could not be found to be ended.
@@ -194,7 +196,7 @@ class RedisStore(SessionStore):
         if after is not None and tokens != after:
             return self._cache.adopt(old)
         now = self._clock()
-        session = refreshed(old, grant, now)
+        session = refreshed(old, grant, now, self._bounds.recheck)
         if session.sid is not None and session.sid != old.sid:
             await self._records.index(sid_index(session.sid), holder.id, session.expires_at, now)
         stored = encode_session(self._ring, session, holder.proof)
@@ -222,14 +224,19 @@ class RedisStore(SessionStore):
         session = self._decode(holder.id, record, holder)
         if session is None:
             return None
-        return holder, session, self._tokens_in(record, holder), record.tokens or b""
+        sealed = record.tokens or b""
+        return holder, session, self._tokens_in(sealed, holder), sealed
 
-    def _tokens_in(self, record: Record, holder: Holder) -> Tokens | None:
+    def _tokens_in(self, sealed: bytes, holder: Holder) -> Tokens | None:
         try:
-            return decode_tokens(self._ring, holder, record.tokens or b"")
+            return decode_tokens(self._ring, holder, sealed)
         except Damaged as damage:
             _log.warning("tokens of session %s cannot be read: %s", holder.id, damage)
             return None
+
+    @override
+    async def renew_soon(self, ids: Sequence[str]) -> None:
+        await self._records.renew([it for it in ids if is_session_id(it)], self._clock())
 
     # -- its end
 
@@ -304,7 +311,7 @@ class RedisStore(SessionStore):
         sealed = await self._records.leftover(holder.id)
         if sealed is None:
             return
-        tokens = self._tokens_in(Record(None, None, None, None, sealed), holder)
+        tokens = self._tokens_in(sealed, holder)
         if tokens is not None:
             self._left_over(tokens)
 

@@ -10,6 +10,7 @@ tenth of the timeout and at most a minute, so a session may end that much earlie
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Bounds:
 
     cache_entries: int = 50_000
     cache_bytes: int = 256 * 1024 * 1024
+    recheck: float = math.inf  # after this long a session in use has its tokens renewed, whether they have to be or not
     renewal_grace: float = 3600.0  # a session whose tokens cannot be renewed, through Logto's fault
     outage_grace: float = 0.0  # sessions known to this worker, while the store is away
 
@@ -85,6 +87,10 @@ class SessionStore(ABC):
     @abstractmethod
     async def renewal_failed(self, cookie: str, at: float) -> None:
         """Note that the session's tokens are overdue and could not be renewed at `at`; the first such time counts."""
+
+    @abstractmethod
+    async def renew_soon(self, ids: Sequence[str]) -> None:
+        """Have the tokens of these sessions renewed at their next use: something about their people has changed."""
 
     @abstractmethod
     async def end(self, session_id: str, why: str = "ended", *, leave_tokens: bool = True) -> bool:
@@ -180,9 +186,18 @@ def _tell(callbacks: Sequence[Callable[..., None]], *news: object) -> None:
             _log.exception("a listener to the session store failed")
 
 
-def new_session(holder: Holder, grant: Grant, now: float, lifetime: float, *, browser: str, address: str) -> Session:
+def new_session(
+    holder: Holder,
+    grant: Grant,
+    now: float,
+    lifetime: float,
+    *,
+    browser: str,
+    address: str,
+    recheck: float = math.inf,
+) -> Session:
     """Make the session that begins at `now` (epoch seconds) with `grant`."""
-    renew_at, fresh_until = renewal_times(grant.tokens, now)
+    renew_at, fresh_until = renewal_times(grant.tokens, now, recheck)
     return Session(
         id=holder.id,
         identity=grant.identity,
@@ -198,11 +213,11 @@ def new_session(holder: Holder, grant: Grant, now: float, lifetime: float, *, br
     )
 
 
-def refreshed(old: Session, grant: Grant, now: float) -> Session:
+def refreshed(old: Session, grant: Grant, now: float, recheck: float = math.inf) -> Session:
     """Make the session that follows `old` when `grant` was refreshed at `now`; ValueError when that is somebody else's."""
     if grant.identity.sub != old.identity.sub:
         raise ValueError("a refresh cannot change whose session it is")
-    renew_at, fresh_until = renewal_times(grant.tokens, now)
+    renew_at, fresh_until = renewal_times(grant.tokens, now, recheck)
     return Session(
         id=old.id,
         identity=grant.identity,
