@@ -168,6 +168,8 @@ class RouteHeaders:
         self._private = not route.policy.anonymous
         self._signer = signer
         self._audience = route.name
+        self._key = object()  # what this route makes of a header section is kept with it under these
+        self._trusted_key = object()
         self.block_seconds = signer.renew_after if signer is not None else math.inf  # how long an identity block holds
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
 
@@ -214,6 +216,23 @@ class RouteHeaders:
         """The request head to send upstream: the client's fields less what is not for the app, then ours."""
         target = head.target if self._mapping is None else self._mapping.up(head.target)
         out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, target, self._host or origin.host)]
+        key = self._trusted_key if origin.trusted else self._key
+        kept = head.made.get(key)
+        if kept is None:
+            kept = head.made[key] = self._client_fields(head, origin)
+        out.append(kept)
+        out.append(_request_framing(head))
+        out.append(_VIA[head.minor])
+        out.append(origin.fields)
+        if self._prefix:  # what apps that know it put before every path they name
+            outer = head.values.get(_FORWARDED_PREFIX, b"") if origin.trusted else b""
+            out.append(b"X-Forwarded-Prefix: %b%b\r\n" % (outer.rstrip(b"/"), self._prefix))
+        out.append(b"X-Request-Id: %b\r\n%b\r\n" % (request_id, identity))
+        return b"".join(out)
+
+    def _client_fields(self, head: RequestHead, origin: Origin) -> bytes:
+        """The client's fields that go on to the app. They follow from the header section and `origin.trusted` alone."""
+        out: list[bytes] = []
         actions = self._up
         named = connection_options(head.values[b"connection"]) if b"connection" in head.values else ()
         for field in head.fields:
@@ -228,13 +247,6 @@ class RouteHeaders:
                     out.append(b"%b: %b\r\n" % (field[0], left))
             elif action == _COUNT:
                 out.append(b"%b: %b\r\n" % (field[0], _one_less(head, field[1])))
-        out.append(_request_framing(head))
-        out.append(_VIA[head.minor])
-        out.append(origin.fields)
-        if self._prefix:  # what apps that know it put before every path they name
-            outer = head.values.get(_FORWARDED_PREFIX, b"") if origin.trusted else b""
-            out.append(b"X-Forwarded-Prefix: %b%b\r\n" % (outer.rstrip(b"/"), self._prefix))
-        out.append(b"X-Request-Id: %b\r\n%b\r\n" % (request_id, identity))
         return b"".join(out)
 
     def addressed(self, block: bytes, name: bytes) -> bytes:
@@ -304,21 +316,31 @@ class RouteHeaders:
 
     def _relay_fields(self, head: ResponseHead, out: list[bytes], host: bytes) -> None:
         """Append the fields that an answer keeps, in their order; places as whoever asked `host` (if known) sees them."""
+        kept = head.made.get(self._key)
+        if kept is not None:
+            out.append(kept)
+            return
         actions = self._down
         values = head.values
         named = connection_options(values[b"connection"]) if b"connection" in values else ()
+        first = len(out)
+        same_for_all = True
         for field in head.fields:
             action = actions[field[0]]
             if action == _DROP or (named and field[0].lower() in named):
                 continue
             name, value = field
             if action == _COOKIE:
+                same_for_all = False
                 if cookies.is_own(value, self._own_cookies):
                     continue  # an app behind must not be able to plant a session (session fixation)
                 value = self._way_back.set_cookie(value, host) if host else value
-            elif action == _PLACE and host:
-                value = self._way_back.place(name, value, host)
+            elif action == _PLACE:
+                same_for_all = False
+                value = self._way_back.place(name, value, host) if host else value
             out.append(b"%b: %b\r\n" % (name, value))
+        if same_for_all:
+            head.made[self._key] = b"".join(out[first:])
 
 
 def _downwards(name: bytes) -> int:

@@ -13,6 +13,7 @@ native parser with Python callbacks, while every byte stays accounted for.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from proxy.errors import MalformedRequest, MalformedResponse
@@ -40,6 +41,10 @@ _EMPTY_LINES: Final = 4  # before a request line; RFC 9112 2.2 asks for one, old
 _SPEAKS_HTTP: Final = re.compile(rb"(?:^|[,\s])(?:h2c?|h3|https?|spdy|tls|ssl)(?:[-/,\s]|$)", re.IGNORECASE)
 _UPGRADE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~\w]+(?:/[!#$%&'*+\-.^_`|~\w]+)?")
 
+_REMEMBERED: Final = 512  # header sections remembered
+_LONGEST_REMEMBERED: Final = 4096  # bytes of the longest that is
+_remembered: Final[dict[bytes, Section]] = {}
+
 NO_BODY_STATUS: Final = frozenset((204, 304))  # nor has 1xx: RFC 9110 6.4.1
 
 
@@ -49,6 +54,8 @@ class RequestHead:
     In `values`, fields of one name are joined with a comma (RFC 9110 5.3), Cookie with a semicolon (RFC 6265 5.4).
     `length` is the body's size in bytes, None for chunked. `target` is what an upstream is asked for: origin-form (or
     `*`), byte for byte as received, `path` what of it stands before the query; `host` is the authority it is asked of.
+    `fields` and `values` may be shared with other heads that have the very same header section: read them, replace them, but
+    never change them. `made` is shared likewise: what others have made of the fields, by a key of their own.
     `upgrade` is the protocol to switch to, None when none is asked for that may be given.
     """
 
@@ -58,6 +65,7 @@ class RequestHead:
         "host",
         "keep_alive",
         "length",
+        "made",
         "method",
         "minor",
         "path",
@@ -78,6 +86,7 @@ class RequestHead:
         self.keep_alive = minor == 1
         self.expect_continue = False
         self.upgrade: bytes | None = None
+        self.made: dict[object, bytes] = {}
 
     @property
     def query(self) -> bytes:
@@ -86,9 +95,9 @@ class RequestHead:
 
 
 class ResponseHead:
-    """A response's head, `fields` and `values` as in RequestHead. `length` None means until the connection closes."""
+    """A response's head, `fields`, `values` and `made` as in RequestHead. `length` None: until the connection closes."""
 
-    __slots__ = ("chunked", "fields", "keep_alive", "length", "minor", "reason", "status", "values")
+    __slots__ = ("chunked", "fields", "keep_alive", "length", "made", "minor", "reason", "status", "values")
 
     def __init__(self, status: int, reason: bytes, minor: int, fields: Fields, values: dict[bytes, bytes]) -> None:
         self.status = status
@@ -99,6 +108,18 @@ class ResponseHead:
         self.length: int | None = 0
         self.chunked = False
         self.keep_alive = minor == 1
+        self.made: dict[object, bytes] = {}
+
+
+class Section:
+    """A header section, read: its fields as sent, their values by lower-case name, and what others have made of them."""
+
+    __slots__ = ("fields", "made", "values")
+
+    def __init__(self, fields: Fields, values: dict[bytes, bytes]) -> None:
+        self.fields = fields
+        self.values = values
+        self.made: dict[object, bytes] = {}
 
 
 class HeadLimits:
@@ -140,12 +161,13 @@ def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS)
     method, target, minor = line.groups()
     if len(target) > limits.uri:
         raise MalformedRequest(414, "the request's target is too long")
-    fields, values = read_fields(head, line.end())
-    if fields is None:
+    section = _read_section(head[line.end() :])
+    if section is None:
         raise MalformedRequest(400, "a header field is malformed")
-    if len(fields) > limits.fields:
+    if len(section.fields) > limits.fields:
         raise MalformedRequest(431, "the request has too many header fields")
-    request = RequestHead(method, target, 1 if minor == b"1" else 0, fields, values)
+    request = RequestHead(method, target, 1 if minor == b"1" else 0, section.fields, section.values)
+    request.made = section.made
     _settle_target(request)
     _settle_request_framing(request)
     return request, end + 4
@@ -172,14 +194,16 @@ def read_response(
     if line is None:
         raise MalformedResponse("the response's status line is malformed")
     minor, status, reason = line.groups()
-    fields, values = read_fields(head, line.end())
-    if fields is None:
+    section = _read_section(head[line.end() :])
+    if section is None:
         raise MalformedResponse("a header field of the response is malformed")
-    response = ResponseHead(int(status), reason or b"", 1 if minor == b"1" else 0, fields, values)
+    response = ResponseHead(int(status), reason or b"", 1 if minor == b"1" else 0, section.fields, section.values)
+    response.made = section.made
     _settle_response_framing(response, method)
     return response, end + 4
 
 
+@lru_cache(maxsize=64)
 def connection_options(value: bytes | None) -> frozenset[bytes]:
     """The lower-case options of a Connection field's value (RFC 9110 7.6.1)."""
     if not value:
@@ -197,6 +221,26 @@ def may_tunnel(upgrade: bytes) -> bool:
     return _SPEAKS_HTTP.search(upgrade) is None and all(
         _UPGRADE.fullmatch(protocol.strip(b" \t")) for protocol in upgrade.split(b",")
     )
+
+
+def _read_section(block: bytes) -> Section | None:
+    """Read a header section (`block`: whole lines, each with its end); None when a line is malformed.
+
+    Clients that poll, proxies in front and apps behind send the same section over and over, and the same bytes mean the same:
+    the latest ones are remembered as they were read. Bounded in number and size; a session found through a remembered cookie is
+    looked up anew each time.
+    """
+    section = _remembered.get(block)
+    if section is None:
+        fields, values = read_fields(block, 0)
+        if fields is None:
+            return None
+        section = Section(fields, values)
+        if len(block) <= _LONGEST_REMEMBERED:
+            if len(_remembered) >= _REMEMBERED:
+                _remembered.clear()
+            _remembered[block] = section
+    return section
 
 
 def read_fields(head: bytes, start: int) -> tuple[Fields, dict[bytes, bytes]] | tuple[None, dict[bytes, bytes]]:
@@ -230,8 +274,11 @@ def _check_partial(buffer: bytes | bytearray, start: int, limits: HeadLimits) ->
         raise _bad_request_line(bytes(buffer[start : line_end + 1]), limits)
     if waiting > limits.head + 1:  # the head itself ends before the empty line, half of which may be there
         raise MalformedRequest(431, "the request's header section is too large")
-    if buffer.count(b"\n", start) > limits.fields + 1:
+    lines = buffer.count(b"\n", start)
+    if lines > limits.fields + 1:
         raise MalformedRequest(431, "the request has too many header fields")
+    if lines != buffer.count(b"\r\n", start):
+        raise MalformedRequest(400, "a line of the request does not end with CRLF")
 
 
 _METHOD_START: Final = re.compile(rb"\r?|[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}(?: .*)?", re.DOTALL)

@@ -80,6 +80,7 @@ class Tracer:
         }
         if carrier:
             head.fields = [field for field in head.fields if field[0].lower() not in _FIELDS]
+            head.made = {}  # what has been made of the fields holds for them no longer
         sender = _propagator.extract(carrier, Context())
         theirs = trace.get_current_span(sender).get_span_context()
         links = [Link(theirs)] if theirs.is_valid and not origin.trusted else []
