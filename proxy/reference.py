@@ -69,6 +69,8 @@ def _default(key: Key) -> str:
         return "required"
     if default is None or default in ("", (), {}):
         return "–"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"  # as TOML writes it
     return f"`{_cell(', '.join(default) if isinstance(default, tuple) else str(default))}`"
 
 
