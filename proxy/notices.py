@@ -26,7 +26,9 @@ from proxy.settings import Settings
 from proxy.webhooks import EARLIEST, LATEST, SIGNATURE, BadWebhook, Webhook, is_signed, read_webhook
 
 BODY_BYTES: Final = 64 * 1024
+_BATCH: Final = 500  # sessions marked at once
 _FORM: Final = "application/x-www-form-urlencoded"
+_SIGNED_OUT: Final = "signed out at Logto"
 _log = logging.getLogger("postern.notices")
 _audit = logging.getLogger("postern.audit")
 
@@ -70,10 +72,10 @@ class Notices:
             response.headers["Retry-After"] = RETRY_AFTER
             return response
         if logout.sid is not None:
-            ended = await self._store.end_sid(logout.sid)
+            ended = await self._store.end_sid(logout.sid, _SIGNED_OUT)
         else:
-            ended = await self._store.end_user(logout.sub or "")
-        _audit.info("signed out at Logto", extra={"user": logout.sub, "sessions": ended, "request_id": request_id})
+            ended = await self._store.end_user(logout.sub or "", _SIGNED_OUT)
+        _audit.info(_SIGNED_OUT, extra={"user": logout.sub, "sessions": ended, "request_id": request_id})
         return Response(status_code=200)
 
     async def webhook(self, request: Request) -> Response:
@@ -105,13 +107,28 @@ class Notices:
 
     async def _act(self, webhook: Webhook, request_id: str) -> None:
         for sub in webhook.ended:
-            ended = await self._store.end_user(sub)
+            ended = await self._store.end_user(sub, webhook.event)
             details = {"user": sub, "reason": webhook.event, "sessions": ended, "request_id": request_id}
             _audit.info("sessions ended by Logto's webhook", extra=details)
+        for sub in webhook.changed:
+            await self._store.renew_soon([session.id for session in await self._store.of_user(sub)])
+        if webhook.everybody:
+            await self._renew_everybody()
         if webhook.audit is not None:
             _audit.info(
                 "signed in at Logto", extra={**webhook.audit, "reason": webhook.event, "request_id": request_id}
             )
+
+    async def _renew_everybody(self) -> None:
+        """Whoever uses a session next has it renewed. Not all at once: only those in use ask Logto, as they come."""
+        batch: list[str] = []
+        async for session in self._store.everything():
+            batch.append(session.id)
+            if len(batch) >= _BATCH:
+                await self._store.renew_soon(batch)
+                batch = []
+        if batch:
+            await self._store.renew_soon(batch)
 
 
 async def _body(request: Request) -> bytes | None:

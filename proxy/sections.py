@@ -104,6 +104,11 @@ class LogtoSettings(Section):
         "What a refresh token lives by: the session at Logto, so that each renewal asks whether that goes on (needs the "
         "application's setting to always issue one), or `offline`, until it expires.",
     )
+    recheck: Seconds = written(
+        "5m",
+        "How often Logto is asked anew about somebody whose session is in use: still signed in, with which roles. Nobody waits "
+        "for it.",
+    )
     resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
     timeout: Seconds = written("10s", "How long one request to Logto may take.")
     webhook_key: Annotated[SecretStr | None, _WEBHOOK_KEY] = written(

@@ -295,6 +295,7 @@ def open_store(settings: Settings, keyring: KeyRing, *, clock: Callable[[], floa
         cache_bytes=session.cache_bytes,
         renewal_grace=session.renewal_grace,
         outage_grace=session.outage_grace,
+        recheck=settings.logto.recheck,
     )
     if session.store.startswith("memory:"):
         return MemoryStore(idle=session.idle, lifetime=session.lifetime, clock=clock, bounds=bounds)

@@ -377,6 +377,30 @@ def test_a_webhook_ends_the_sessions_of_who_may_not_go_on(event: str, more: dict
     run(conversation)
 
 
+@pytest.mark.parametrize(
+    ("event", "more", "marked"),
+    [
+        ("User.Data.Updated", {"params": {"userId": "ada"}}, ["ada1", "ada2"]),
+        ("Organization.Membership.Updated", {"removedUserIds": ["bob"]}, ["bob"]),
+        ("Role.Data.Updated", {"params": {"id": "r"}}, ["ada1", "ada2", "bob"]),
+        ("User.SuspensionStatus.Updated", {"params": {"userId": "bob"}, "data": {"isSuspended": False}}, ["bob"]),
+        ("Role.Created", {"params": {"id": "r"}}, []),
+        ("User.Data.Updated", {"params": {"userId": "unknown"}}, []),
+    ],
+)
+def test_a_webhook_has_those_renewed_of_whom_something_has_changed(
+    event: str, more: dict[str, Any], marked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.notices._BATCH", 2)
+
+    async def conversation(it: Bench) -> None:
+        assert (await it.hook(it.event(event, **more))).status_code == 204
+        found = {name: await it.store.load(cookie) for name, cookie in it.living.items()}
+        assert [name for name, session in found.items() if session and session.renew_at <= it.logto.now] == marked
+
+    run(conversation)
+
+
 def test_a_sign_in_at_logto_is_in_the_audit_log(caplog: pytest.LogCaptureFixture) -> None:
     async def conversation(it: Bench) -> None:
         with caplog.at_level(logging.INFO, "postern.audit"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -148,6 +149,37 @@ def test_more_sessions_of_one_person_than_are_ended_at_once(bench: Bench) -> Non
         cookies = [(await sign_in(store))[1] for _ in range(1200)]
         assert await store.end_user(ALICE.sub) == 1200
         assert [await store.load(cookie) for cookie in cookies[::100]] == [None] * 12
+
+    bench.run(conversation)
+
+
+def test_a_session_that_is_marked_is_due_at_its_next_use_and_a_renewal_takes_the_mark_off(bench: Bench) -> None:
+    async def due_in(store: SessionStore, cookie: str, due: list[str]) -> bool:
+        deadline = time.monotonic() + 10
+        while not due and time.monotonic() < deadline:
+            if store.peek(cookie) is Miss.MISS:
+                await store.load(cookie)
+            await asyncio.sleep(0.01)
+        return bool(due)
+
+    async def conversation(store: SessionStore) -> None:
+        due: list[str] = []
+        store.on_due(lambda _, session: due.append(session.id))
+        session, cookie = await sign_in(store)
+        other, _ = await sign_in(store)
+        await store.load(cookie)
+        store.peek(cookie)
+        assert due == []
+        await store.renew_soon([session.id, "unknown", "A" * 22])
+        assert await due_in(store, cookie, due)
+        assert set(due) == {session.id}
+        renewed = await store.replace(cookie, GRANT)
+        assert renewed is not None
+        assert renewed.renew_at > bench.clock.now
+        found = await store.load(cookie)
+        assert found is not None
+        assert found.renew_at > bench.clock.now
+        assert (await store.find(other.id)) is not None
 
     bench.run(conversation)
 

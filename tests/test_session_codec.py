@@ -220,6 +220,15 @@ def test_renewal_times(tokens: Tokens, fresh_until: float) -> None:
     assert renew_at == pytest.approx(1000 + 0.8 * (until - 1000))
 
 
+def test_a_recheck_comes_sooner_never_later_and_not_for_everybody_at_once() -> None:
+    tokens = Tokens("x", "a", 4600.0, "r")
+    moments = {renewal_times(tokens, 1000.0, 300.0)[0] for _ in range(50)}
+    assert len(moments) > 40
+    assert all(1240.0 <= moment <= 1300.0 for moment in moments)
+    assert renewal_times(tokens, 1000.0, 1e6) == renewal_times(tokens, 1000.0)
+    assert renewal_times(Tokens("x", "a", 4600.0, None), 1000.0, 300.0)[0] == math.inf
+
+
 @pytest.mark.parametrize(
     ("value", "good"),
     [
