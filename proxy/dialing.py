@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 HEAD_START: Final = 0.25  # seconds before the next address is tried as well (RFC 8305 8)
 KNOWN_SECONDS: Final = 5.0  # how long the addresses of a name are believed; the system tells no lifetime
 _BACKLOG_FULL: Final = 0.02  # seconds until a unix socket whose backlog is full is tried again
 
-Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+Address = tuple[socket.AddressFamily, tuple[Any, ...]]  # the second as `connect` takes it, by family
 
 
 class Dialer:
