@@ -41,9 +41,11 @@ _EMPTY_LINES: Final = 4  # before a request line; RFC 9112 2.2 asks for one, old
 _SPEAKS_HTTP: Final = re.compile(rb"(?:^|[,\s])(?:h2c?|h3|https?|spdy|tls|ssl)(?:[-/,\s]|$)", re.IGNORECASE)
 _UPGRADE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~\w]+(?:/[!#$%&'*+\-.^_`|~\w]+)?")
 
+_REFUSED: Final = frozenset((b"CONNECT", b"TRACE"))
 _REMEMBERED: Final = 512  # header sections remembered
 _LONGEST_REMEMBERED: Final = 4096  # bytes of the longest that is
 _remembered: Final[dict[bytes, Section]] = {}
+_responses: Final[dict[bytes, ResponseHead]] = {}  # heads of responses, but not to HEAD, by all their bytes
 
 NO_BODY_STATUS: Final = frozenset((204, 304))  # nor has 1xx: RFC 9110 6.4.1
 
@@ -95,7 +97,10 @@ class RequestHead:
 
 
 class ResponseHead:
-    """A response's head, `fields`, `values` and `made` as in RequestHead. `length` None: until the connection closes."""
+    """A response's head, `fields`, `values` and `made` as in RequestHead. `length` None: until the connection closes.
+
+    The whole of it may be shared with later responses that have the very same head: never change it.
+    """
 
     __slots__ = ("chunked", "fields", "keep_alive", "length", "made", "minor", "reason", "status", "values")
 
@@ -114,12 +119,13 @@ class ResponseHead:
 class Section:
     """A header section, read: its fields as sent, their values by lower-case name, and what others have made of them."""
 
-    __slots__ = ("fields", "made", "values")
+    __slots__ = ("fields", "made", "settled", "values")
 
     def __init__(self, fields: Fields, values: dict[bytes, bytes]) -> None:
         self.fields = fields
         self.values = values
         self.made: dict[object, bytes] = {}
+        self.settled: RequestHead | None = None  # an ordinary request with this section, as it was settled
 
 
 class HeadLimits:
@@ -168,9 +174,31 @@ def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS)
         raise MalformedRequest(431, "the request has too many header fields")
     request = RequestHead(method, target, 1 if minor == b"1" else 0, section.fields, section.values)
     request.made = section.made
+    settled = section.settled
+    if settled is not None and settled.minor == request.minor and target[:1] == b"/" and method not in _REFUSED:
+        request.path = target.partition(b"?")[0]
+        request.host = settled.host
+        request.length = settled.length
+        request.keep_alive = settled.keep_alive
+        request.expect_continue = settled.expect_continue
+        request.upgrade = settled.upgrade
+        return request, end + 4
     _settle_target(request)
     _settle_request_framing(request)
+    if target[:1] == b"/":
+        section.settled = _as_settled(request)
     return request, end + 4
+
+
+def _as_settled(request: RequestHead) -> RequestHead:
+    """What of `request` follows from its header section and version, in a head that nobody else can change."""
+    settled = RequestHead(b"", b"", request.minor, request.fields, request.values)
+    settled.host = request.host
+    settled.length = request.length
+    settled.keep_alive = request.keep_alive
+    settled.expect_continue = request.expect_continue
+    settled.upgrade = request.upgrade
+    return settled
 
 
 def read_response(
@@ -188,18 +216,24 @@ def read_response(
             raise MalformedResponse("the response does not begin like HTTP/1")
         return None
     head = bytes(buffer[: end + 2])
+    known = _responses.get(head) if method != b"HEAD" else None
+    if known is not None:
+        return known, end + 4
     if len(head) > limits.head:
         raise MalformedResponse("the response's header section is too large")
     line = _STATUS_LINE.match(head)
     if line is None:
         raise MalformedResponse("the response's status line is malformed")
     minor, status, reason = line.groups()
-    section = _read_section(head[line.end() :])
-    if section is None:
+    fields, values = read_fields(head, line.end())
+    if fields is None:
         raise MalformedResponse("a header field of the response is malformed")
-    response = ResponseHead(int(status), reason or b"", 1 if minor == b"1" else 0, section.fields, section.values)
-    response.made = section.made
+    response = ResponseHead(int(status), reason or b"", 1 if minor == b"1" else 0, fields, values)
     _settle_response_framing(response, method)
+    if method != b"HEAD" and len(head) <= _LONGEST_REMEMBERED:
+        if len(_responses) >= _REMEMBERED:
+            _responses.clear()
+        _responses[head] = response
     return response, end + 4
 
 
@@ -226,9 +260,9 @@ def may_tunnel(upgrade: bytes) -> bool:
 def _read_section(block: bytes) -> Section | None:
     """Read a header section (`block`: whole lines, each with its end); None when a line is malformed.
 
-    Clients that poll, proxies in front and apps behind send the same section over and over, and the same bytes mean the same:
-    the latest ones are remembered as they were read. Bounded in number and size; a session found through a remembered cookie is
-    looked up anew each time.
+    Clients that poll and proxies in front send the same section over and over, and the same bytes mean the same: the latest
+    ones are remembered as they were read. Bounded in number and size; a session found through a remembered cookie is looked up
+    anew each time.
     """
     section = _remembered.get(block)
     if section is None:
@@ -301,7 +335,7 @@ def _settle_target(request: RequestHead) -> None:
     """Find the authority and the origin-form target (RFC 9112 3.2, 3.3)."""
     target = request.target
     host = request.values.get(b"host")
-    if request.method in (b"CONNECT", b"TRACE"):
+    if request.method in _REFUSED:
         raise MalformedRequest(405, f"{request.method.decode()} is not served here")
     if host is None:
         raise MalformedRequest(400, "the request has no Host")

@@ -446,3 +446,84 @@ def test_what_is_no_authority(host: bytes) -> None:
 )
 def test_what_is_one(host: bytes) -> None:
     assert is_authority(host)
+
+
+class TestRemembering:
+    """The same bytes mean the same, and nothing but the same bytes does."""
+
+    def test_a_section_says_something_else_under_another_version(self) -> None:
+        section = (
+            b"Connection: keep-alive, Upgrade",
+            b"Upgrade: websocket",
+            b"Expect: 100-continue",
+            b"Content-Length: 3",
+        )
+        for _ in range(3):
+            new, old = request(head(b"PUT /a HTTP/1.1", *section)), request(head(b"PUT /a HTTP/1.0", *section))
+            assert (new.keep_alive, new.upgrade, new.expect_continue) == (True, b"websocket", True)
+            assert (old.keep_alive, old.upgrade, old.expect_continue) == (True, None, False)
+        section = (b"Transfer-Encoding: chunked",)
+        for _ in range(3):
+            assert request(head(b"PUT /a HTTP/1.1", *section)).length is None
+            with pytest.raises(MalformedRequest):
+                read_request(head(b"PUT /a HTTP/1.0", *section))
+
+    @pytest.mark.parametrize(
+        "line", [b"TRACE /a HTTP/1.1", b"CONNECT /a HTTP/1.1", b"GET a HTTP/1.1", b"GET * HTTP/1.1"]
+    )
+    def test_a_section_that_was_fine_excuses_no_request_line(self, line: bytes) -> None:
+        for _ in range(2):
+            assert request(head(b"GET /a HTTP/1.1")).target == b"/a"
+            with pytest.raises(MalformedRequest):
+                read_request(head(line))
+
+    def test_the_authority_of_one_target_is_not_the_next_ones(self) -> None:
+        for _ in range(2):
+            assert request(head(b"GET http://b/x HTTP/1.1")).host == b"b"
+            assert request(head(b"GET /x HTTP/1.1")).host == b"a"
+            assert request(head(b"OPTIONS * HTTP/1.1")).target == b"*"
+
+    def test_what_one_request_changes_is_its_own(self) -> None:
+        raw = head(b"PUT /a HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 3", b"X-Mine: 1")
+        request(raw)
+        first = request(raw)
+        first.expect_continue = False
+        first.host = b"changed"
+        first.fields = []
+        again = request(raw)
+        assert (again.expect_continue, again.host, len(again.fields)) == (True, b"a", 4)
+
+    def test_limits_hold_for_what_is_remembered(self) -> None:
+        raw = head(b"GET /a HTTP/1.1", *[b"X-%d: 1" % number for number in range(20)])
+        assert len(request(raw).fields) == 21
+        with pytest.raises(MalformedRequest) as caught:
+            read_request(raw, HeadLimits(fields=10))
+        assert caught.value.status == 431
+
+    def test_a_response_to_head_has_no_body_and_the_same_to_get_has(self) -> None:
+        raw = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Same: head\r\n\r\n"
+        for _ in range(2):
+            assert response(raw, b"GET").length == 5
+            assert response(raw, b"HEAD").length == 0
+
+    def test_more_than_is_remembered_is_read_all_the_same(self) -> None:
+        for number in range(1200):
+            assert request(head(b"GET /a HTTP/1.1", b"X-Number: %d" % number)).values[b"x-number"] == b"%d" % number
+            raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % number
+            assert response(raw).length == number
+
+    @given(st.binary(max_size=120))
+    def test_reading_again_says_the_same(self, tail: bytes) -> None:
+        raw = b"GET /a HTTP/1.1\r\nHost: a\r\n" + tail + b"\r\n\r\n"
+
+        def outcome() -> object:
+            try:
+                found = read_request(raw)
+            except MalformedRequest as error:
+                return error.status, error.reason
+            if found is None:
+                return None
+            got, used = found
+            return used, got.method, got.target, got.path, got.host, got.length, got.keep_alive, got.upgrade, got.fields
+
+        assert outcome() == outcome()
