@@ -28,6 +28,7 @@ from .logto_pages import STATIC, base_url, page
 from .logto_tokens import authenticate, token_endpoint
 from .logto_userinfo import introspection, revocation, userinfo
 from .management import management_routes
+from .management_page import page_routes
 from .management_people import PEOPLE_HANDLERS
 from .oauth import OidcError, body_pairs, json_response, single, token
 from .state import SandboxState
@@ -90,6 +91,7 @@ def _routes(state: SandboxState) -> Sequence[BaseRoute]:
         Mount("/sandbox/static", StaticFiles(directory=STATIC)),
         *control_routes(state),
         *management_routes(state, PEOPLE_HANDLERS),
+        *page_routes(state),
         at("/sandbox/", front),
         Route("/", lambda _request: RedirectResponse("/sandbox/", 302)),
     ]
