@@ -127,8 +127,9 @@ class Account:
         except ValueError:
             address = None  # a unix socket's peer: no rule on networks matches it
         for route in self._gate.routes.routes:
-            facts = RequestFacts(method="GET", path=route.path, client=address, now=self._clock())
-            if route.policy.decide(session.identity, facts).allowed:
+            facts = RequestFacts("GET", route.path, address, self._clock(), session.signed_in_at)
+            decision = route.policy.decide(session.identity, facts)
+            if decision.allowed or decision.needs_sign_in:  # those for whom a sign-in of long ago will not do, too
                 yield self._place(route.name, route.host, route.path)
 
     def _place(self, name: str, host: str | None, path: str) -> Place:

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from proxy.claims import Identity
 from proxy.gate import Call, Kind, Verdict
 from proxy.pages import Action, Fact, Pages
+from proxy.policy import Reason
 from proxy.redirects import ReturnPaths
 from proxy.routes import normalise_host
 from proxy.settings import Settings
@@ -68,6 +69,11 @@ def wants_page(headers: Headers) -> bool:
             weights[media_type.strip()] = float(weight[1]) if weight else 1.0
     html = weights.pop("text/html")
     return html > 0 and html >= max(weights.values())
+
+
+def is_too_old(verdict: Verdict) -> bool:
+    """Whether a request was refused because its person signed in too long ago."""
+    return verdict.decision is not None and verdict.decision.reason is Reason.SIGN_IN_TOO_OLD
 
 
 def is_prefetch(headers: Headers) -> bool:
@@ -264,15 +270,16 @@ class Answers:
 
     def unauthenticated(self, request: Request) -> Response:
         """401: sign in first. A form that a browser sends is the one case where a person, not a program, reads it."""
-        sign_in = self.sign_in_url(self.page_url(request))
+        again = is_too_old(call_of(request).verdict)
+        sign_in = self.sign_in_url(self.page_url(request), switch=again)
         shown = request.headers.get("sec-fetch-mode") == "navigate" and wants_page(request.headers)
         return self.answer(
             request,
-            "sign_in_needed",
+            "sign_in_too_old" if again else "sign_in_needed",
             401,
-            reason="not_signed_in",
+            reason="sign_in_too_old" if again else "not_signed_in",
             as_page=shown,
-            actions=[Action("action.sign_in", sign_in)],
+            actions=[Action("action.sign_in_again" if again else "action.sign_in", sign_in)],
             headers=_CHALLENGE,
             sign_in=sign_in,
         )

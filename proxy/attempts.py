@@ -37,6 +37,7 @@ class Attempt:
     nonce: str = field(repr=False)
     return_to: str
     begun_at: float  # epoch seconds
+    again: bool = False  # the person is to sign in anew, even if Logto knows them
 
 
 class Attempts:
@@ -87,7 +88,7 @@ class Attempts:
         return [self._set(name, "", 0) for name in mine if name not in kept]
 
     def _seal(self, name: str, attempt: Attempt, return_to: str) -> str:
-        parts = [attempt.state, attempt.session, attempt.nonce, return_to, attempt.begun_at]
+        parts = [attempt.state, attempt.session, attempt.nonce, return_to, attempt.begun_at, attempt.again]
         packed = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         return base64.urlsafe_b64encode(self._ring.seal("attempt", packed, context=name.encode())).decode().rstrip("=")
 
@@ -95,7 +96,7 @@ class Attempts:
         try:
             sealed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
             attempt = Attempt(*json.loads(self._ring.open("attempt", sealed, context=name.encode())))
-        except (ValueError, Unsealable):
+        except (ValueError, TypeError, Unsealable):
             return None
         age = self._clock() - attempt.begun_at
         return attempt if age < ATTEMPT_SECONDS else None

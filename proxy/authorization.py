@@ -22,6 +22,10 @@ _PROMPTS: Final = {"login": "login", "consent": "consent", "none": "none"}
 # An offline refresh token is only given together with `consent`, which asks nobody anything in a first-party application.
 _OFFLINE_PROMPTS: Final = {"login": "login consent", "consent": "consent", "none": "none"}
 
+_ANY_AGE: Final = (
+    "315360000"  # ten years, in seconds: asks for `auth_time` (OpenID Connect Core 3.1.2.1), and for nothing else
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -33,6 +37,7 @@ class Wishes:
     ui_locales: str | None = None
     identifier: str | None = None  # what an `identifier:…` screen asks for
     login_hint: str | None = None
+    auth_time: bool = False  # the ID token shall say when the person was last asked who they are
 
 
 def authorization_url(url: str, logto: LogtoSettings, nonce: str, wishes: Wishes) -> str:
@@ -46,6 +51,7 @@ def authorization_url(url: str, logto: LogtoSettings, nonce: str, wishes: Wishes
         "identifier": _fitting(_IDENTIFIERS, wishes.identifier),
         "login_hint": wishes.login_hint if wishes.login_hint and len(wishes.login_hint) <= _HINT_CHARS else None,
         "prompt": (_OFFLINE_PROMPTS if offline else _PROMPTS).get(wishes.prompt or ""),
+        "max_age": _ANY_AGE if wishes.auth_time else None,
     }
     if not offline:
         url = _within_the_session(url)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable, UpstreamFailed
 from proxy.identity import RelyingParty
@@ -14,6 +15,16 @@ from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import open_store
 from proxy.settings import Settings
+
+# What Logto tells of a person only when asked (its scopes), by the criterion that reads it.
+_TOLD_BY_SCOPE: Final = {
+    "emails": "email",
+    "email_domains": "email",
+    "roles": "roles",
+    "organizations": "urn:logto:scope:organizations",
+    "organization_roles": "urn:logto:scope:organization_roles",
+    "discord": "identities",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +35,17 @@ class Finding:
     what: str
     outcome: str
     remedy: str = ""
+
+
+def doubtful_rules(settings: Settings) -> Iterator[str]:
+    """Rules that can change nothing, a sentence each: harmless as such, yet whoever wrote them meant something."""
+    for route, compiled in zip(settings.route, RouteTable.from_settings(settings).routes, strict=True):
+        for doubt in compiled.policy.doubts():
+            yield f"route {route.name}: {doubt}"
+        rules = route.deny if isinstance(route.allow, str) else (*route.allow, *route.deny)
+        for criterion, scope in _TOLD_BY_SCOPE.items():
+            if scope not in settings.logto.scopes and any(getattr(rule, criterion) is not None for rule in rules):
+                yield f'route {route.name}: {criterion} hold for nobody while logto.scopes lacks "{scope}"'
 
 
 async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:

@@ -60,13 +60,14 @@ def serve(config: Path | None, listen: str | None, workers: str | None) -> None:
 @click.option("--offline", is_flag=True, help="Only validate the settings; ask nobody.")
 def check(config: Path | None, offline: bool) -> None:
     """Validate the settings, then try the session store, Logto and every upstream."""
-    from proxy.checkup import check_surroundings
+    from proxy.checkup import check_surroundings, doubtful_rules
 
     settings = _load(config)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[green]ok[/green]    settings: {len(settings.route)} route(s) for {settings.public_url}")
-    for warning in settings.warnings:
-        console.print(f"[yellow]warn[/yellow]  {warning}", markup=True)
+    for warning in (*settings.warnings, *doubtful_rules(settings)):
+        console.print("[yellow]warn[/yellow]  ", end="")
+        console.print(warning, markup=False)
     if offline:
         return
 

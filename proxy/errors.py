@@ -128,6 +128,7 @@ class SignInProblem(Enum):
     LOGTO_ERROR = "logto_error"  # any other error parameter
     BAD_CALLBACK = "bad_callback"  # iss missing or not ours, no code
     BAD_TOKEN = "bad_token"  # the ID token or userinfo fails a check  # noqa: S105 -- a reason, not a secret
+    NOT_FRESH = "not_fresh"  # a new sign-in was asked for, and Logto does not say that there was one
     EXPIRED = "expired"  # invalid_grant at the code exchange: the code lives 60 s and works once
 
 

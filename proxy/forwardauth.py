@@ -114,9 +114,12 @@ def refused_for_nginx(
     location = b""
     if verdict.kind in (Kind.SIGN_IN, Kind.UNAUTHENTICATED):
         status = b"401 Unauthorized"
-        location = b'Location: %b?return_to=%b\r\nWWW-Authenticate: Cookie realm="postern"\r\n' % (
+        # Where the sign-in was too long ago, Logto has to ask again: else it would send the person back as they came.
+        again = b"&prompt=login" if verdict.session is not None else b""
+        location = b'Location: %b?return_to=%b%b\r\nWWW-Authenticate: Cookie realm="postern"\r\n' % (
             sign_in.encode("ascii", "replace"),
             quote(url, safe="").encode("ascii"),
+            again,
         )
     elif verdict.kind is Kind.UNAVAILABLE:
         status = b"503 Service Unavailable\r\nRetry-After: 5"

@@ -32,7 +32,7 @@ class Kind(Enum):
 
     PASS = "pass"  # noqa: S105 -- a verdict, not a password
     OWN = "own"  # below the gateway's own prefix
-    SIGN_IN = "sign_in"  # a navigation without a session: 302 to Logto
+    SIGN_IN = "sign_in"  # a navigation without a session, or one of too long ago: 302 to Logto
     UNAUTHENTICATED = "unauthenticated"  # anything else without a session: 401
     FORBIDDEN = "forbidden"  # a session, but no rule allows it: 403
     FOREIGN_ORIGIN = "foreign_origin"  # a WebSocket opened by another site's page: 403
@@ -214,7 +214,13 @@ class Gate:
         if policy.anonymous or policy.any_user:
             facts = _UNSEEN
         else:
-            facts = RequestFacts(method=head.method.decode("ascii"), path=match.path, client=client, now=self._clock())
+            facts = RequestFacts(
+                method=head.method.decode("ascii"),
+                path=match.path,
+                client=client,
+                now=self._clock(),
+                signed_in_at=session.signed_in_at if session is not None else None,
+            )
         decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
@@ -232,9 +238,11 @@ class Gate:
 
     @staticmethod
     def _refusal(head: RequestHead, route: Route, session: Session | None, decision: Decision) -> Verdict:
-        if session is None and decision.needs_sign_in:
+        if decision.needs_sign_in:
             verdict = signed_out(head, route)
-            verdict.decision = decision
+            verdict.decision, verdict.session = decision, session
+            if session is not None:  # but not lately enough: whoever answers asks for the person, not for the cookie
+                verdict.reason, verdict.detail = decision.reason.value, decision.detail
             return verdict
         return Verdict(
             Kind.FORBIDDEN,

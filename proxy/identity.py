@@ -115,6 +115,7 @@ class RelyingParty:
             resources=list(settings.logto.resources),
             scopes=[scope for scope in settings.logto.scopes if scope not in defaults],
         )
+        self._times_sign_ins = settings.times_sign_ins
         self._wants_userinfo = not _IN_USERINFO.isdisjoint(settings.logto.scopes)
 
     async def begin(
@@ -139,9 +140,10 @@ class RelyingParty:
         url = await AttemptClient(self._config, await self._core(), storage).signIn(self._callback)
         session = storage.get("signInSession") or ""
         nonce = secrets.token_urlsafe(16)
-        wishes = Wishes(screen, connector, prompt, ui_locales, identifier, login_hint)
+        wishes = Wishes(screen, connector, prompt, ui_locales, identifier, login_hint, self._times_sign_ins)
         url = authorization_url(url, self._logto, nonce, wishes)
-        attempt = Attempt(json.loads(session)["state"], session, nonce, return_to, self._clock())
+        again = self._times_sign_ins and prompt == "login"
+        attempt = Attempt(json.loads(session)["state"], session, nonce, return_to, self._clock(), again)
         return Begun(url, self._attempts.keep(attempt))
 
     async def finish(self, query: str, cookies: Mapping[str, str]) -> Finished:
@@ -272,13 +274,28 @@ class RelyingParty:
             if problem is None:
                 raise
             raise SignInFailed(problem, str(refusal), return_to=attempt.return_to) from None
-        now = self._clock()
         return Grant(
             identity_from_claims(_about_the_person(claims)),
             self._tokens(response, id_token, response.refresh_token),
             _text(claims.get("sid")),
-            min(number_of(claims.get("auth_time")) or now, now),
+            self._signed_in_at(claims, attempt),
         )
+
+    def _signed_in_at(self, claims: Mapping[str, Any], attempt: Attempt) -> float:
+        """When the person last proved who they are (epoch seconds).
+
+        The browser carries our question to Logto and can take `prompt` or `max_age` out of it, so only `auth_time` in the ID
+        token counts where rules ask for it (OpenID Connect Core 3.1.2.1); without it the sign-in is of long ago. A new sign-in
+        that was asked for and is none ends here, with a page: sent on, the gate would send the person back in a circle.
+        """
+        now, told = self._clock(), number_of(claims.get("auth_time"))
+        if not self._times_sign_ins:
+            return min(told or now, now)
+        if not attempt.again:
+            return min(told or 0.0, now)
+        if told is None or told < int(attempt.begun_at) - LEEWAY:
+            raise SignInFailed(SignInProblem.NOT_FRESH, "auth_time", return_to=attempt.return_to)
+        return now  # by our own clock, which is the one that rules are measured with
 
     async def _exchange(self, core: LogtoCore, code: str, attempt: Attempt) -> TokenResponse:
         client = AttemptClient(self._config, core, AttemptStorage(signInSession=attempt.session))

@@ -8,11 +8,13 @@ taken: an unknown address is in no network that is allowed and in every one that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 from proxy.claims import Identity, lookup
 from proxy.settings import RouteSettings, RuleSettings
@@ -21,6 +23,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Mode = Literal["everyone", "signed-in", "rules"]
 Values = frozenset[str] | None
+_ESCAPE: Final = re.compile("%[0-9A-F]{2}")
 _Claim = tuple[str, frozenset[tuple[str, Any]]]
 
 
@@ -33,6 +36,7 @@ class Reason(Enum):
     DENY_RULE = "deny_rule"  # a rule of `deny` holds
     NO_RULE = "no_rule"  # no rule of `allow` holds
     NOT_SIGNED_IN = "not_signed_in"  # nobody is there whom a rule could hold for
+    SIGN_IN_TOO_OLD = "sign_in_too_old"  # a rule would hold, had the person signed in lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Decision:
 
     `rule` is the index, from 0, of the rule that decided, in `allow` for RULE and in `deny` for DENY_RULE. `detail` is a
     sentence for people; it names criteria, never whom they are about. `needs_sign_in`: refused only because nobody is signed
-    in, so a sign-in may help.
+    in, or not lately, so a sign-in may help.
     """
 
     allowed: bool
@@ -53,12 +57,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What policies see of a request: `path` normalised, `client` None when unknown, `now` in epoch seconds."""
+    """What policies see of a request: `path` normalised, `client` None when unknown, `now` in epoch seconds.
+
+    `signed_in_at` (epoch seconds) is when the person was last asked who they are, None when that is unknown.
+    """
 
     method: str
     path: str
     client: Address | None
     now: float
+    signed_in_at: float | None = None
 
 
 _EVERYONE: Final = Decision(True, Reason.EVERYONE, detail="the route is open to everyone")
@@ -81,6 +89,9 @@ class _Rule:
     claims: frozenset[_Claim] | None
     networks: frozenset[Network] | None
     methods: Values
+    paths: Values
+    discord_users: Values
+    signed_in_within: float | None  # seconds
 
     @classmethod
     def compiled(cls, rule: RuleSettings) -> _Rule:
@@ -95,6 +106,9 @@ class _Rule:
             claims=None if rule.claims is None else frozenset(map(_claim, rule.claims.items())),
             networks=None if rule.networks is None else frozenset(rule.networks),
             methods=_set(rule.methods),
+            paths=_set(rule.paths),
+            discord_users=None if rule.discord is None else _set(rule.discord.users),
+            signed_in_within=rule.signed_in_within,
         )
 
     @property
@@ -104,7 +118,7 @@ class _Rule:
             criterion is not None
             for criterion in (
                 self.users, self.usernames, self.emails, self.email_domains, self.roles, self.organizations,
-                self.organization_roles, self.claims,
+                self.organization_roles, self.claims, self.discord_users, self.signed_in_within,
             )
         )  # fmt: skip
 
@@ -123,6 +137,7 @@ class _Rule:
             and (self.organization_roles is None or not self.organization_roles.isdisjoint(identity.organization_roles))
             and (self.emails is None or (identity.email is not None and _folded(identity.email) in self.emails))
             and (self.email_domains is None or _domain(identity.email) in self.email_domains)
+            and (self.discord_users is None or identity.discord_id in self.discord_users)
             and (self.claims is None or all(_claim_holds(identity.claims, claim) for claim in self.claims))
         )
 
@@ -132,9 +147,38 @@ class _Rule:
         Methods are case-sensitive (RFC 9110 9.1), but an app may not know: what denies DELETE denies `delete`.
         """
         method = facts.method.upper() if deny else facts.method
-        return (self.methods is None or method in self.methods) and (
-            self.networks is None or _within(facts.client, self.networks, unknown=deny)
+        return (
+            (self.methods is None or method in self.methods)
+            and (self.networks is None or _within(facts.client, self.networks, unknown=deny))
+            and (self.paths is None or _is_below(facts.path, self.paths, deny=deny))
         )
+
+    def is_fresh(self, facts: RequestFacts) -> bool:
+        """Whether the person signed in lately enough. A sign-in to come is a clock's skew."""
+        if self.signed_in_within is None:
+            return True
+        return facts.signed_in_at is not None and facts.now - facts.signed_in_at <= self.signed_in_within
+
+    def covers(self, other: _Rule) -> bool:
+        """Whether this rule certainly holds wherever `other` does: it asks for nothing that the other does not."""
+        return (
+            all(_at_least(mine, theirs) for mine, theirs in self._sets(other))
+            and _claims_covered(self.claims, other.claims)
+            and _networks_covered(self.networks, other.networks)
+            and (
+                self.paths is None or (other.paths is not None and all(_below_one(p, self.paths) for p in other.paths))
+            )
+            and (
+                self.signed_in_within is None
+                or (other.signed_in_within is not None and other.signed_in_within <= self.signed_in_within)
+            )
+        )
+
+    def _sets(self, other: _Rule) -> Iterator[tuple[Values, Values]]:
+        for name in ("users", "usernames", "emails", "roles", "organizations", "organization_roles", "methods"):
+            yield getattr(self, name), getattr(other, name)
+        yield self.email_domains, other.email_domains
+        yield self.discord_users, other.discord_users
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +189,15 @@ class _Judged:
     decision: Decision
     personal: bool  # some criterion is about persons
     anytime: bool  # no criterion is about the request
+    stale: Decision  # what follows when it would hold, had the person signed in lately
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Policy:
     """The rules of one route: immutable; equal to another when the same requests pass it.
 
-    `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else.
+    `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else. `paths` are those
+    that rules name.
     """
 
     _mode: Mode
@@ -160,6 +206,7 @@ class Policy:
     _key: tuple[Mode, frozenset[_Rule], frozenset[_Rule]]
     anonymous: bool
     any_user: bool
+    paths: frozenset[str]
 
     @classmethod
     def from_settings(cls, route: RouteSettings) -> Policy:
@@ -175,6 +222,7 @@ class Policy:
             _key=(mode, frozenset(one.rule for one in allow), frozenset(one.rule for one in deny)),
             anonymous=mode == "everyone" and not deny,
             any_user=mode == "signed-in" and not deny,
+            paths=frozenset(path for one in (*allow, *deny) for path in one.rule.paths or ()),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -185,6 +233,29 @@ class Policy:
 
     def __repr__(self) -> str:
         return f"Policy({self._mode}, allow={len(self._allow)}, deny={len(self._deny)})"
+
+    def zone(self, path: str) -> frozenset[str]:
+        """Which of the paths that rules name `path` is in, however it is spelled: in one zone the same rules apply."""
+        if not self.paths:
+            return self.paths
+        exactly = {named for named in self.paths if _below_one(path, _spelled(named))}
+        folded = path.casefold()
+        generously = {"~" + named for named in self.paths if _below_one(folded, map(str.casefold, _spelled(named)))}
+        return frozenset(exactly | generously)
+
+    def doubts(self) -> Iterator[str]:
+        """Rules that can change nothing, a sentence each: another one always speaks first, or says the same."""
+        for one in self._allow:
+            deny = next((other for other in self._deny if other.rule.covers(one.rule)), None)
+            if deny is not None:
+                yield f"allow[{one.decision.rule}] lets nobody in: deny[{deny.decision.rule}] keeps out everybody it fits"
+        for name, rules in (("allow", self._allow), ("deny", self._deny)):
+            for index, one in enumerate(rules):
+                for before, other in enumerate(rules):
+                    equal = one.rule == other.rule
+                    if before != index and other.rule.covers(one.rule) and (before < index or not equal):
+                        yield f"{name}[{index}] adds nothing: {name}[{before}] holds whenever it does"
+                        break
 
     def decide(self, identity: Identity | None, facts: RequestFacts) -> Decision:
         """Whether `identity` (None: nobody is signed in) may make the request that `facts` describe."""
@@ -203,7 +274,9 @@ class Policy:
             if identity is None and one.personal:
                 refusal = _NOT_SIGNED_IN  # this rule could hold for somebody
             elif identity is None or one.rule.fits_person(identity):
-                return one.decision
+                if one.rule.is_fresh(facts):
+                    return one.decision
+                refusal = one.stale
         return refusal
 
 
@@ -211,7 +284,12 @@ def _judged(index: int, settings: RuleSettings, *, allow: bool) -> _Judged:
     rule = _Rule.compiled(settings)
     reason, name = (Reason.RULE, "allow") if allow else (Reason.DENY_RULE, "deny")
     decision = Decision(allow, reason, index, f"{name}[{index}] holds ({rule.criteria})")
-    return _Judged(rule, decision, rule.personal, rule.methods is None and rule.networks is None)
+    anytime = rule.methods is None and rule.networks is None and rule.paths is None
+    detail = (
+        f"allow[{index}] holds only for {rule.signed_in_within:.0f} s after a sign-in" if rule.signed_in_within else ""
+    )
+    stale = Decision(False, Reason.SIGN_IN_TOO_OLD, index, detail, needs_sign_in=True)
+    return _Judged(rule, decision, rule.personal, anytime, stale)
 
 
 def _set(values: Iterable[str] | None) -> Values:
@@ -263,6 +341,47 @@ def _claim_holds(claims: Mapping[str, Any], claim: _Claim) -> bool:
     actual = lookup(claims, path)
     values = actual if isinstance(actual, list) else [actual]
     return any(isinstance(value, str | int | float | bool) and _typed(value) in expected for value in values)
+
+
+def _is_below(path: str, places: Iterable[str], *, deny: bool) -> bool:
+    """Whether `path`, normalised, is one of `places` or below one.
+
+    What denies is read generously: an app that takes `/ADMIN` for `/admin`, or decodes nothing, is still behind the rule.
+    """
+    if deny:
+        return _below_one(path.casefold(), [form.casefold() for place in places for form in _spelled(place)])
+    return _below_one(path, places)
+
+
+def _below_one(path: str, places: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
+
+
+def _spelled(place: str) -> tuple[str, str, str]:
+    """`place` as it may stand in a reading: decoded, or escaped in either case as browsers write it."""
+    escaped = quote(place, safe="/!$&'()*+,:=@~")
+    return place, escaped, _ESCAPE.sub(lambda match: match[0].lower(), escaped)
+
+
+def _at_least(mine: Values, theirs: Values) -> bool:
+    return mine is None or (theirs is not None and theirs <= mine)
+
+
+def _claims_covered(mine: frozenset[_Claim] | None, theirs: frozenset[_Claim] | None) -> bool:
+    asked = dict(theirs or ())
+    return all(path in asked and asked[path] <= expected for path, expected in mine or ())
+
+
+def _networks_covered(mine: frozenset[Network] | None, theirs: frozenset[Network] | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is None
+    return all(any(_is_part(one, network) for network in mine) for one in theirs)
+
+
+def _is_part(one: Network, whole: Network) -> bool:
+    if isinstance(one, IPv4Network):
+        return isinstance(whole, IPv4Network) and one.subnet_of(whole)
+    return isinstance(whole, IPv6Network) and one.subnet_of(whole)
 
 
 def _within(client: Address | None, networks: frozenset[Network], *, unknown: bool) -> bool:

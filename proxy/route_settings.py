@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from proxy.addresses import ROUTE_HOST, UPSTREAM
 from proxy.notation import (
     DOMAIN,
+    DURATION,
     FLAG,
     NETWORK,
     PATH,
@@ -77,6 +78,14 @@ def _read_template(value: object) -> str:
     return value
 
 
+def _read_freshness(value: object) -> float:
+    seconds: float = DURATION.read(value)
+    # Less than coming back from a sign-in may take would ask for the next one at once.
+    if seconds < 60:
+        raise NotationError("is less than a minute")
+    return seconds
+
+
 def _read_claim_path(value: object) -> str:
     text = string(value)
     if text in UNVERIFIED_CLAIMS:
@@ -109,8 +118,26 @@ _CLAIM_VALUES: Final = Notation(
     "a string, a number, true or false, or a list of these",
     {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]},
 )
+_FRESHNESS: Final = Notation(_read_freshness, "a duration of a minute or more, such as 15m", DURATION.schema)
+_SNOWFLAKE: Final = pattern(r"[0-9]{15,20}", "a Discord id", "a Discord id: 15 to 20 digits, in quotes")
 _HEADER: Final = Notation(_read_header_name, _HEADER_NAME, {"type": "string"})
 _TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLength": 1})
+
+
+class DiscordRule(Section):
+    """Whom of Discord a rule is about."""
+
+    users: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+        default=None, min_length=1, description="Discord accounts, by id."
+    )
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if all(value is None for _, value in self):
+            raise mistake(
+                "is empty, which would match everybody", "at least one of " + ", ".join(type(self).model_fields)
+            )
+        return self
 
 
 class RuleSettings(Section):
@@ -145,6 +172,14 @@ class RuleSettings(Section):
     )
     methods: tuple[Annotated[str, _METHOD], ...] | None = Field(
         default=None, min_length=1, description="Request methods."
+    )
+    paths: tuple[Annotated[str, PATH], ...] | None = Field(
+        default=None, min_length=1, description="Paths as browsers see them, each with everything below."
+    )
+    discord: DiscordRule | None = Field(default=None, description="The linked Discord account.")
+    signed_in_within: Annotated[float, _FRESHNESS] | None = Field(
+        default=None,
+        description="Longest time since the person last signed in for real; later they are asked to again. Only in `allow`.",
     )
 
     @field_validator("methods")
@@ -183,6 +218,12 @@ class HeaderSettings(Section):
 
 
 _Upstream = Annotated[str, UPSTREAM]
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether a path is at or below both of these."""
+    one, other = one.rstrip("/") + "/", other.rstrip("/") + "/"
+    return one.startswith(other) or other.startswith(one)
 
 
 # Tags end up in the location of errors; no key of a file looks like these, so they can be told apart there.
@@ -225,6 +266,26 @@ class RouteSettings(Section):
     )
     tls: UpstreamTls | None = written(None, "TLS towards `https` upstreams. Default: trust in whom the system trusts.")
     health: HealthSettings | None = written(None, "How to ask each upstream whether it is well. Default: not at all.")
+
+    @field_validator("deny")
+    @classmethod
+    def _keeps_out(cls, value: tuple[RuleSettings, ...]) -> tuple[RuleSettings, ...]:
+        """Somebody kept out for having just signed in is hardly what anybody means."""
+        if any(rule.signed_in_within is not None for rule in value):
+            raise mistake("has a rule with signed_in_within", "signed_in_within in allow only")
+        return value
+
+    @field_validator("allow", "deny")
+    @classmethod
+    def _within_its_path(cls, value: Any, info: ValidationInfo) -> Any:
+        route = str(info.data.get("path", "/"))
+        for rule in () if isinstance(value, str) else value:
+            for path in rule.paths or ():
+                if not _meet(path, route):
+                    raise mistake(
+                        f"names the path {quoted(path)}, where the route is not", f"paths below {quoted(route)}"
+                    )
+        return value
 
     @field_validator("strip_prefix")
     @classmethod

@@ -97,7 +97,11 @@ class _Host:
             (form, form.rstrip("/") + "/", route) for route in routes for form in _spellings(route.path)
         )
         # One policy for every path there is: nothing can be mistaken for anything.
-        self.uniform = len({route.policy for route in routes}) == 1 and any(route.path == "/" for route in routes)
+        self.uniform = (
+            len({route.policy for route in routes}) == 1
+            and any(route.path == "/" for route in routes)
+            and not routes[0].policy.paths
+        )
 
     def route(self, path: str) -> Route | None:
         for exact, below, route in self._prefixes:
@@ -171,8 +175,11 @@ class RouteTable:
             others += behind
         if routes.uniform:
             return Match(route, found.canonical)
+        zone = route.policy.zone(found.canonical)
         for path in others:
             other = routes.route(path)
+            if route.policy.zone(path) != zone:
+                return Match(route, found.canonical, ambiguous=True, other=other)
             if other is not route and (other is None or other.policy != route.policy):
                 return Match(route, found.canonical, ambiguous=True, other=other)
         return Match(route, found.canonical, ambiguous=not found.complete)

@@ -212,7 +212,7 @@ def _front(
 
 def _asked_of_logto(settings: Settings) -> tuple[object, ...]:
     """Whatever the relying party is made of."""
-    return settings.logto, settings.public_url, settings.prefix, settings.session.cookie
+    return settings.logto, settings.public_url, settings.prefix, settings.session.cookie, settings.times_sign_ins
 
 
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:

@@ -136,6 +136,16 @@ class Settings(BaseSettings):
         return self.public_url.startswith("https://")
 
     @property
+    def times_sign_ins(self) -> bool:
+        """Whether a rule asks when people last signed in."""
+        return any(
+            rule.signed_in_within is not None
+            for route in self.route
+            if not isinstance(route.allow, str)
+            for rule in route.allow
+        )
+
+    @property
     def public_host(self) -> str:
         """The host of `public_url`, without port."""
         return parse_url(self.public_url).host

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from proxy import cookies
 from proxy.account import Visit, Visits
-from proxy.answers import RETRY_AFTER, Answers, call_of, is_prefetch, locale_of, redirect
+from proxy.answers import RETRY_AFTER, Answers, call_of, is_prefetch, is_too_old, locale_of, redirect
 from proxy.errors import LogtoRefused, LogtoUnavailable, SignInFailed, SignInProblem
 from proxy.identity import Finished, RelyingParty
 from proxy.pages import Action, Pages
@@ -32,6 +32,7 @@ _STATUS: Final = {
     SignInProblem.DENIED: 403,
     SignInProblem.LOGTO_ERROR: 502,
     SignInProblem.BAD_TOKEN: 502,
+    SignInProblem.NOT_FRESH: 403,
 }
 
 # With these the attempt is gone, but whether the person is signed in is another question.
@@ -69,11 +70,12 @@ class SignIn:
         """Answer a navigation without a session: on to Logto, to come back to this very URL."""
         call = call_of(request)
         return_to = self._answers.return_url(call)
+        again = is_too_old(call.verdict)
         if self._answers.cookies_return(call):
-            return await self._begin(request, return_to)
+            return await self._begin(request, return_to, prompt="login" if again else None)
         # Started here, the attempt's cookie would stay behind at a name that the callback does not have. `/sign-in` never
         # comes this way, whatever Host it is asked under, so even a proxy in front that rewrites Host makes no loop.
-        return redirect(self._answers.sign_in_url(return_to))
+        return redirect(self._answers.sign_in_url(return_to, switch=again))
 
     async def start(self, request: Request) -> Response:
         """GET /sign-in: start one, whoever is signed in already."""

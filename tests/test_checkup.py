@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from proxy.checkup import Finding, check_surroundings
+from proxy.checkup import Finding, check_surroundings, doubtful_rules
 from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SandboxConfig
 from proxy.sandbox.run import running_logto
 from proxy.settings import load
@@ -53,6 +53,27 @@ def test_what_fails_comes_with_its_remedy_and_stops_nothing() -> None:
     assert [finding.ok for finding in found] == [False, False, False]
     assert all(finding.remedy for finding in found)
     assert "hunter2" not in repr(found)
+
+
+def test_rules_that_change_nothing_are_pointed_out() -> None:
+    settings = load(
+        Path(os.devnull),
+        {
+            "POSTERN_PUBLIC_URL": "http://localhost:3000",
+            "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+            "LOGTO_APP_ID": "a",
+            "LOGTO_APP_SECRET": "b",
+            "POSTERN_LOGTO__SCOPES": '["email"]',
+            "POSTERN_ROUTE__0__NAME": "app",
+            "POSTERN_ROUTE__0__UPSTREAM": "http://127.0.0.1:9",
+            "POSTERN_ROUTE__0__ALLOW": '[{ roles = ["a"] }, { emails = ["a@b.c"] }]',
+            "POSTERN_ROUTE__0__DENY": '[{ emails = ["a@b.c", "d@b.c"] }]',
+        },
+    )
+    assert list(doubtful_rules(settings)) == [
+        "route app: allow[1] lets nobody in: deny[0] keeps out everybody it fits",
+        'route app: roles hold for nobody while logto.scopes lacks "roles"',
+    ]
 
 
 def test_a_logto_with_another_issuer_is_named() -> None:

@@ -54,6 +54,12 @@ path = "/ops"
 upstream = "http://app:8080"
 allow = [{ roles = ["ops"] }, { networks = ["10.0.0.0/8"], methods = ["GET"] }]
 [[route]]
+name = "vault"
+host = "apps.example.com"
+path = "/vault"
+upstream = "http://app:8080"
+allow = [{ roles = ["ops"], signed_in_within = "15m" }, { roles = ["reader"], methods = ["GET"] }]
+[[route]]
 name = "mostly-open"
 host = "apps.example.com"
 path = "/mostly-open"
@@ -96,6 +102,13 @@ class Site:
         grant = Grant(Identity(sub=sub, roles=roles), tokens, None, time.time())
         _, value = asyncio.run(self.store.create(grant, browser="", address=""))
         return f"Cookie: postern={value}".encode()
+
+    def grow_old(self, seconds: float) -> None:
+        """Let everybody have signed in so long ago."""
+        store = self.store
+        assert isinstance(store, MemoryStore)
+        for kept in store._sessions.values():
+            kept.session.signed_in_at -= seconds
 
     def judge(
         self, path: str, *fields: bytes, method: str = "GET", host: str = "apps.example.com", client: str = str(CLIENT)
@@ -366,3 +379,33 @@ def test_nothing_passes_but_by_a_decision_that_allows_it(
         assert verdict.status >= 302
     assert verdict.reason
     assert os.linesep not in verdict.detail
+
+
+class TestSignedInLongAgo:
+    @pytest.mark.parametrize(
+        ("method", "fields", "kind", "status"),
+        [
+            ("GET", NAVIGATION, Kind.SIGN_IN, 302),
+            ("GET", FETCH, Kind.UNAUTHENTICATED, 401),
+            ("POST", NAVIGATION, Kind.UNAUTHENTICATED, 401),
+            ("GET", WEBSOCKET, Kind.UNAUTHENTICATED, 401),
+        ],
+    )
+    def test_is_asked_to_sign_in_again(
+        self, site: Site, method: str, fields: tuple[bytes, ...], kind: Kind, status: int
+    ) -> None:
+        cookie = site.sign_in("ada", "ops")
+        assert site.judge("/vault/x", cookie, *fields, method=method).kind is Kind.PASS
+        site.grow_old(3600)
+        verdict = site.judge("/vault/x", cookie, *fields, method=method)
+        assert (verdict.kind, verdict.status, verdict.reason) == (kind, status, "sign_in_too_old")
+        assert verdict.session is not None
+        assert verdict.decision is not None
+        assert verdict.decision.rule == 0
+
+    def test_another_rule_may_still_hold(self, site: Site) -> None:
+        cookie = site.sign_in("ada", "ops", "reader")
+        site.grow_old(3600)
+        assert site.judge("/vault", cookie).kind is Kind.PASS
+        assert site.judge("/vault", cookie, method="DELETE").reason == "sign_in_too_old"
+        assert site.judge("/vault", site.sign_in("eve"), method="DELETE").kind is Kind.FORBIDDEN

@@ -40,6 +40,11 @@ name = "vault"
 path = "/vault"
 upstream = "http://127.0.0.1:9"
 allow = [{ users = ["nobody"] }]
+[[route]]
+name = "safe"
+path = "/safe"
+upstream = "http://127.0.0.1:9"
+allow = [{ signed_in_within = "15m" }]
 """
 
 
@@ -241,3 +246,34 @@ def test_pages_speak_the_readers_language(site: Site) -> None:
         page = person.browse(site.url + "/.postern/")
         assert page.language == "zh-CN"
         assert "您尚未登录" in page.text
+
+
+def test_after_a_sign_in_of_long_ago_one_signs_in_again_and_goes_on(site: Site) -> None:
+    with Person() as person:
+        assert walk_in(person, site.url + "/safe/x?y=1").text.endswith(" at /safe/x?y=1")
+        for kept in site.store._sessions.values():
+            kept.session.signed_in_at -= 3600
+        answer = person.request("GET", site.url + "/safe/api", headers={"Accept": "application/json"})
+        assert (answer.status_code, answer.json()["reason"]) == (401, "sign_in_too_old")
+        assert "prompt=login" in answer.json()["sign_in"]
+        assert person.browse(site.url + "/other").text.endswith(" at /other")
+        page = person.browse(site.url + "/safe/x?y=1")
+        assert "Continue with Discord" in str(page.links), "Logto knows the person, and asks all the same"
+        page = onward(person, person.choose(person.follow(page, "Continue with Discord"), "Ada"))
+        assert page.url == site.url + "/safe/x?y=1"
+        assert page.text.endswith(" at /safe/x?y=1")
+
+
+def test_a_new_sign_in_that_logto_does_not_confirm_ends_with_a_page(site: Site) -> None:
+    """A browser that takes the question out of the way to Logto gets neither a session nor a redirect to go round in."""
+    with Person() as person:
+        walk_in(person, site.url + "/safe")
+        for kept in site.store._sessions.values():
+            kept.session.signed_in_at -= 3600
+        asked = person.request("GET", site.url + "/safe", headers={"Sec-Fetch-Mode": "navigate"})
+        assert asked.status_code == 302
+        stripped = asked.headers["location"].replace("prompt=login", "prompt=consent").replace("&max_age=", "&_=")
+        page = onward(person, person.browse(stripped))
+        assert page.status == 403
+        assert "That was not a new sign-in" in page.text
+        assert page.url.startswith(site.url + "/.postern/callback")

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 
 from proxy.claims import Tokens
-from proxy.errors import LogtoUnavailable
+from proxy.errors import LogtoUnavailable, SignInFailed, SignInProblem
+from proxy.settings import RouteSettings
 from tests.identity_bench import RETURN_TO, Bench, failed, run
 from tests.lying_provider import CLIENT_ID, CLIENT_SECRET, SUB, LyingProvider, oauth_error
 
@@ -169,6 +170,56 @@ def test_when_somebody_signed_in(auth_time: Any, signed_in_at: float) -> None:
         it.logto.claims["auth_time"] = it.logto.now + auth_time if shifted else auth_time
         finished = await it.sign_in()
         assert finished.grant.signed_in_at == it.logto.now + signed_in_at
+
+    run(conversation)
+
+
+def timing_sign_ins(it: Bench) -> None:
+    """Let a rule ask for a sign-in of lately."""
+    rule = {"roles": ["a"], "signed_in_within": "15m"}
+    route = RouteSettings.model_validate({"name": "app", "upstream": "http://127.0.0.1:9", "allow": [rule]})
+    it.settings = it.settings.model_copy(update={"route": (route,)})
+    it.rp = it.worker()
+
+
+@pytest.mark.parametrize(
+    ("auth_time", "prompt", "signed_in_at"),
+    [
+        (-500, None, -500),
+        (+20, None, 0),
+        (None, None, None),  # the browser took the question out: of long ago
+        ("soon", None, None),
+        (-1, "login", 0),
+        (-29, "login", 0),  # Logto's clock is a little behind
+        (-500, "login", SignInProblem.NOT_FRESH),
+        (None, "login", SignInProblem.NOT_FRESH),
+        (True, "login", SignInProblem.NOT_FRESH),
+    ],
+)
+def test_where_rules_ask_for_a_sign_in_of_lately(auth_time: Any, prompt: str | None, signed_in_at: Any) -> None:
+    async def conversation(it: Bench) -> None:
+        timing_sign_ins(it)
+        shifted = isinstance(auth_time, int) and not isinstance(auth_time, bool)
+        it.logto.claims["auth_time"] = it.logto.now + auth_time if shifted else auth_time
+        begun, jar = await it.begin(prompt=prompt)
+        assert "max_age=315360000" in begun.url
+        if isinstance(signed_in_at, SignInProblem):
+            with pytest.raises(SignInFailed) as caught:
+                await it.rp.finish(it.logto.authorize(begun.url), jar)
+            assert caught.value.problem is signed_in_at
+            assert caught.value.return_to == RETURN_TO
+        else:
+            finished = await it.rp.finish(it.logto.authorize(begun.url), jar)
+            expected = 0.0 if signed_in_at is None else it.logto.now + signed_in_at
+            assert finished.grant.signed_in_at == expected
+
+    run(conversation)
+
+
+def test_where_none_does_logto_is_not_asked() -> None:
+    async def conversation(it: Bench) -> None:
+        begun, _ = await it.begin(prompt="login")
+        assert "max_age" not in begun.url
 
     run(conversation)
 

@@ -22,6 +22,7 @@ ADA = Identity(
     roles=("ops", "dev"),
     organizations=("acme",),
     organization_roles=("acme:admin",),
+    discord_id="100000000000000001",
     claims={
         "team": "blue",
         "level": 3,
@@ -41,8 +42,10 @@ def policy(allow: Any = "signed-in", deny: Any = ()) -> Policy:
     return Policy.from_settings(RouteSettings.model_validate(raw))
 
 
-def facts(method: str = "GET", client: str | None = "10.1.2.3") -> RequestFacts:
-    return RequestFacts(method=method, path="/", client=None if client is None else ip_address(client), now=0.0)
+def facts(
+    method: str = "GET", client: str | None = "10.1.2.3", path: str = "/", signed_in_at: float | None = None
+) -> RequestFacts:
+    return RequestFacts(method, path, None if client is None else ip_address(client), 10_000.0, signed_in_at)
 
 
 def test_everyone_and_any_user() -> None:
@@ -106,6 +109,10 @@ def test_everyone_and_any_user() -> None:
         ({"methods": ["GET"]}, True),
         ({"methods": ["get"]}, True),
         ({"methods": ["POST", "PUT"]}, False),
+        ({"paths": ["/"]}, True),
+        ({"paths": ["/admin"]}, False),
+        ({"discord": {"users": ["100000000000000001"]}}, True),
+        ({"discord": {"users": ["100000000000000002"]}}, False),
         ({"roles": ["ops"], "networks": ["10.0.0.0/8"], "methods": ["GET"]}, True),
         ({"roles": ["ops"], "networks": ["11.0.0.0/8"]}, False),
         ({"roles": ["admin"], "networks": ["10.0.0.0/8"]}, False),
@@ -258,6 +265,94 @@ def test_a_policy_cannot_be_changed() -> None:
         policy().anonymous = True  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("path", "place", "allowed", "denied"),
+    [
+        ("/admin", "/admin", True, True),
+        ("/admin/", "/admin", True, True),
+        ("/admin/x/y", "/admin", True, True),
+        ("/administrator", "/admin", False, False),
+        ("/", "/admin", False, False),
+        ("/x/admin", "/admin", False, False),
+        ("/anything", "/", True, True),
+        ("/ADMIN/x", "/admin", False, True),  # an app may not care about case
+        ("/caf\u00e9/x", "/caf\u00e9", True, True),
+        ("/caf%C3%A9", "/caf\u00e9", False, True),  # an app may decode nothing
+        ("/caf%c3%a9/x", "/caf\u00e9", False, True),
+        ("/cafe", "/caf\u00e9", False, False),
+    ],
+)
+def test_paths(path: str, place: str, allowed: bool, denied: bool) -> None:
+    rule = {"paths": [place]}
+    assert policy([rule]).decide(None, facts(path=path)).allowed is allowed
+    assert policy("everyone", [rule]).decide(None, facts(path=path)).allowed is not denied
+
+
+@pytest.mark.parametrize(
+    ("age", "reason"),
+    [
+        (0, Reason.RULE),
+        (900, Reason.RULE),
+        (901, Reason.SIGN_IN_TOO_OLD),
+        (-50, Reason.RULE),  # a clock's skew
+        (None, Reason.SIGN_IN_TOO_OLD),
+    ],
+)
+def test_signed_in_within(age: float | None, reason: Reason) -> None:
+    rules = policy([{"roles": ["ops"], "signed_in_within": "15m"}])
+    asked = facts(signed_in_at=None if age is None else 10_000.0 - age)
+    decision = rules.decide(ADA, asked)
+    assert decision.reason is reason
+    assert decision.allowed is (reason is Reason.RULE)
+    assert decision.needs_sign_in is not decision.allowed
+    assert rules.decide(NOBODY_SPECIAL, asked).reason is Reason.NO_RULE  # to whom a new sign-in would not help
+    assert rules.decide(None, asked).reason is Reason.NOT_SIGNED_IN
+
+
+def test_a_sign_in_of_long_ago_is_asked_again_only_where_no_other_rule_holds() -> None:
+    fresh = {"roles": ["ops"], "signed_in_within": "15m"}
+    assert policy([fresh, {"roles": ["dev"]}]).decide(ADA, facts()).allowed
+    assert policy([fresh, {"roles": ["nobody"]}]).decide(ADA, facts()).reason is Reason.SIGN_IN_TOO_OLD
+    assert policy([{"methods": ["POST"], **fresh}]).decide(ADA, facts()).reason is Reason.NO_RULE
+    assert policy([fresh], [{"users": ["ada1"]}]).decide(ADA, facts()).reason is Reason.DENY_RULE
+
+
+def lost(allow: int, deny: int) -> str:
+    return f"allow[{allow}] lets nobody in: deny[{deny}] keeps out everybody it fits"
+
+
+def idle(rules: str, one: int, other: int) -> str:
+    return f"{rules}[{one}] adds nothing: {rules}[{other}] holds whenever it does"
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "doubts"),
+    [
+        ([{"roles": ["a"]}], [], []),
+        ("signed-in", [{"roles": ["a"]}], []),
+        ([{"roles": ["a"]}], [{"roles": ["a", "b"]}], [lost(0, 0)]),
+        ([{"roles": ["a", "b"]}], [{"roles": ["a"]}], []),
+        ([{"roles": ["a"], "methods": ["GET"]}], [{"roles": ["a"]}], [lost(0, 0)]),
+        ([{"roles": ["a"]}], [{"roles": ["a"], "methods": ["GET"]}], []),
+        ([{"roles": ["a"]}, {"roles": ["a"]}], [], [idle("allow", 1, 0)]),
+        ([{"roles": ["a"], "users": ["u"]}, {"roles": ["a"]}], [], [idle("allow", 0, 1)]),
+        ([{"roles": ["a"]}, {"roles": ["a"], "signed_in_within": "15m"}], [], [idle("allow", 1, 0)]),
+        ([{"signed_in_within": "15m"}, {"signed_in_within": "1h"}], [], [idle("allow", 0, 1)]),
+        ([{"networks": ["10.1.0.0/16"]}], [{"networks": ["10.0.0.0/8"]}], [lost(0, 0)]),
+        ([{"networks": ["10.0.0.0/8", "::1"]}], [{"networks": ["10.0.0.0/8"]}], []),
+        ([{"networks": ["fd00::/64"]}], [{"networks": ["fd00::/8"]}], [lost(0, 0)]),
+        ([{"paths": ["/a/b"]}], [{"paths": ["/a"]}], [lost(0, 0)]),
+        ([{"paths": ["/a"]}], [{"paths": ["/a/b"]}], []),
+        ([{"claims": {"x": 1, "y": 2}}], [{"claims": {"x": [1, 3]}}], [lost(0, 0)]),
+        ([{"claims": {"x": 1}}], [{"claims": {"x": 1, "y": 2}}], []),
+        ([{"roles": ["x"]}], [{"discord": {"users": ["100000000000000001"]}}], []),
+        ("everyone", [{"users": ["a"]}, {"users": ["a", "b"]}], [idle("deny", 0, 1)]),
+    ],
+)
+def test_rules_that_change_nothing_are_pointed_out(allow: Any, deny: Any, doubts: list[str]) -> None:
+    assert list(policy(allow, deny).doubts()) == doubts
+
+
 WORDS = st.sampled_from(["a", "b", "c"])
 LISTS = st.lists(WORDS, min_size=1, max_size=2)
 RULES = st.fixed_dictionaries(
@@ -272,9 +367,12 @@ RULES = st.fixed_dictionaries(
         "claims": st.dictionaries(WORDS, WORDS | st.booleans() | st.lists(WORDS, min_size=1), min_size=1, max_size=2),
         "networks": st.lists(st.sampled_from(["10.0.0.0/8", "10.1.0.0/16", "::/0"]), min_size=1),
         "methods": st.lists(st.sampled_from(["GET", "POST"]), min_size=1),
+        "paths": st.lists(st.sampled_from(["/", "/a", "/a/b"]), min_size=1),
+        "discord": st.just({"users": ["100000000000000001"]}),
     },
 ).filter(bool)
-ALLOW = st.sampled_from(["everyone", "signed-in"]) | st.lists(RULES, min_size=1, max_size=3)
+FRESH_RULES = RULES | RULES.map(lambda rule: {**rule, "signed_in_within": "1h"})
+ALLOW = st.sampled_from(["everyone", "signed-in"]) | st.lists(FRESH_RULES, min_size=1, max_size=3)
 PEOPLE = st.none() | st.builds(
     Identity,
     sub=WORDS,
@@ -282,14 +380,16 @@ PEOPLE = st.none() | st.builds(
     email=st.none() | st.sampled_from(["a@x.y", "b@z.y", "a@evil@x.y"]),
     roles=st.lists(WORDS, max_size=2).map(tuple),
     organizations=st.lists(WORDS, max_size=2).map(tuple),
+    discord_id=st.none() | st.just("100000000000000001"),
     claims=st.dictionaries(WORDS, st.none() | WORDS | st.booleans() | st.lists(WORDS), max_size=2),
 )
 REQUESTS = st.builds(
     RequestFacts,
     method=st.sampled_from(["GET", "POST", "get"]),
-    path=st.just("/"),
+    path=st.sampled_from(["/", "/a", "/a/b/c", "/A", "/ab"]),
     client=st.none() | st.sampled_from([ip_address("10.1.1.1"), ip_address("9.9.9.9"), ip_address("::1")]),
-    now=st.just(0.0),
+    now=st.just(10_000.0),
+    signed_in_at=st.none() | st.sampled_from([0.0, 9_000.0]),
 )
 
 
@@ -315,10 +415,22 @@ def test_every_decision_has_its_reason(allow: Any, deny: list[Any], who: Identit
     decision = policy(allow, deny).decide(who, what)
     assert decision.detail
     assert decision.allowed is (decision.reason in (Reason.EVERYONE, Reason.SIGNED_IN, Reason.RULE))
-    assert (decision.rule is not None) is (decision.reason in (Reason.RULE, Reason.DENY_RULE))
+    assert (decision.rule is not None) is (decision.reason in (Reason.RULE, Reason.DENY_RULE, Reason.SIGN_IN_TOO_OLD))
     if decision.needs_sign_in:
-        assert who is None
+        assert (decision.reason is Reason.SIGN_IN_TOO_OLD) is (who is not None)
         assert not decision.allowed
+
+
+@given(ALLOW, st.lists(RULES, max_size=2), st.integers(0, 2), PEOPLE, REQUESTS)
+def test_a_rule_that_adds_nothing_may_as_well_go(
+    allow: Any, deny: list[Any], index: int, who: Identity | None, what: RequestFacts
+) -> None:
+    whole = policy(allow, deny)
+    if isinstance(allow, str) or len(allow) <= index or not any(f"allow[{index}] " in one for one in whole.doubts()):
+        return
+    rest = [rule for number, rule in enumerate(allow) if number != index]
+    assert not rest or policy(rest, deny).decide(who, what).allowed == whole.decide(who, what).allowed
+    assert rest or not whole.decide(who, what).allowed
 
 
 @given(ALLOW, PEOPLE, REQUESTS)

@@ -191,6 +191,29 @@ def test_a_path_that_could_lead_out_of_every_route_is_ambiguous() -> None:
     assert not routes.match("h", b"/public/a%2fb").ambiguous
 
 
+@pytest.mark.parametrize(
+    ("raw", "ambiguous"),
+    [
+        (b"/app/settings", False),
+        (b"/app/other", False),
+        (b"/app/%73ettings", True),
+        (b"/app/x%2f..%2fsettings", True),
+        (b"/app//settings", True),
+        (b"/app/%2e%2e/app/settings", True),
+        (b"/app/x%2fy", False),  # whatever that is, the same rules apply
+        (b"/app/caf%C3%A9/x", False),
+        (b"/app/caf%c3%a9", False),
+        (b"/app/%2553ettings", True),
+        (b"/app/Setting%53", True),  # an app may not care about case
+        (b"/app/%73ome", False),
+    ],
+)
+def test_a_path_that_could_be_read_under_other_rules_of_its_own_route_is_ambiguous(raw: bytes, ambiguous: bool) -> None:
+    rules = [{"paths": ["/app/settings"], "roles": ["admin"]}, {"paths": ["/app/caf\u00e9"]}, {"roles": ["user"]}]
+    assert table((None, "/", rules)).match("h", raw).ambiguous is ambiguous
+    assert table((None, "/app", rules), (None, "/", rules)).match("h", raw).ambiguous is ambiguous
+
+
 def test_one_policy_everywhere_needs_no_reading() -> None:
     routes = table((None, "/"), (None, "/a"), (None, "/b"))
     match = routes.match("h", b"/a/" + b"%2f..;//%5c" * 500)

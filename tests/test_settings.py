@@ -72,10 +72,10 @@ def test_mistakes_are_told_exactly(tmp_path: Path, mistake: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("parts", "key"),
     [
-        ({"more": "[discord]\nbot_token = 'hunter2'"}, "discord"),
+        ({"more": "[guilds]\nbot_token = 'hunter2'"}, "guilds"),
         ({"route_too": "preset = 'grafana'"}, "route[0].preset"),
-        ({"route_too": "allow = [{ signed_in_within = '1h' }]"}, "route[0].allow[0].signed_in_within"),
-        ({"route_too": "deny = [{ discord = { users = ['1'] } }]"}, "route[0].deny[0].discord"),
+        ({"route_too": "allow = [{ signed_in_after = '1h' }]"}, "route[0].allow[0].signed_in_after"),
+        ({"route_too": "deny = [{ discord = { names = ['1'] } }]"}, "route[0].deny[0].discord.names"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_rather_than_ignored(tmp_path: Path, parts: dict[str, str], key: str) -> None:

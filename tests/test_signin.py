@@ -175,7 +175,8 @@ def test_a_strict_cookie_gets_a_page_between(tmp_path: Path) -> None:
 def test_each_failure_has_its_page_and_a_way_to_try_again(world: World, problem: SignInProblem) -> None:
     world.logto.finished = SignInFailed(problem, "detail <b>for</b> the log", return_to=PUBLIC + "/page?x=1")
     answer = world.get("/.postern/callback?code=very-secret-code&state=s")
-    expected = {SignInProblem.DENIED: 403, SignInProblem.LOGTO_ERROR: 502, SignInProblem.BAD_TOKEN: 502}
+    refused = {SignInProblem.DENIED: 403, SignInProblem.NOT_FRESH: 403}
+    expected = {**refused, SignInProblem.LOGTO_ERROR: 502, SignInProblem.BAD_TOKEN: 502}
     assert answer.status == expected.get(problem, 400)
     assert "Try again" in answer.text
     assert "/.postern/sign-in?return_to=https://apps.example.com/page%3Fx%3D1" in answer.text
