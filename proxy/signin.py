@@ -35,6 +35,9 @@ _STATUS: Final = {
     SignInProblem.NOT_FRESH: 403,
 }
 
+# What a link to /sign-in may wish for at Logto. Each is judged before it goes there (authorization.py).
+_PASSED_ON: Final = ("screen", "connector", "ui_locales", "identifier", "login_hint")
+
 # With these the attempt is gone, but whether the person is signed in is another question.
 _STALE: Final = frozenset((SignInProblem.NO_ATTEMPT, SignInProblem.REPLAYED, SignInProblem.EXPIRED))
 
@@ -86,22 +89,14 @@ class SignIn:
         return await self._begin(
             request,
             self._returns.safe(query.get("return_to")),
-            screen=query.get("screen"),
-            connector=query.get("connector"),
             prompt="login" if query.get("prompt") == "login" else None,  # a link may ask for that one, and no other
+            **{name: query.get(name) for name in _PASSED_ON},
         )
 
-    async def _begin(
-        self,
-        request: Request,
-        return_to: str,
-        *,
-        screen: str | None = None,
-        connector: str | None = None,
-        prompt: str | None = None,
-    ) -> Response:
+    async def _begin(self, request: Request, return_to: str, **wishes: str | None) -> Response:
+        """`wishes`: as `RelyingParty.begin` takes them."""
         try:
-            begun = await self._relying_party.begin(return_to, screen=screen, connector=connector, prompt=prompt)
+            begun = await self._relying_party.begin(return_to, **wishes)
         except (LogtoUnavailable, LogtoRefused) as error:
             return self._logto_trouble(request, error, return_to)
         return redirect(begun.url, set_cookies=[begun.set_cookie])

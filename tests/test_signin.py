@@ -61,6 +61,17 @@ def test_a_head_navigation_starts_one_too(world: World) -> None:
         ("?return_to=/.postern/sign-out", {"return_to": PUBLIC + "/"}),
         ("?screen=register", {"return_to": PUBLIC + "/", "screen": "register"}),
         ("?connector=discord", {"return_to": PUBLIC + "/", "connector": "discord"}),
+        ("?ui_locales=zh-CN", {"return_to": PUBLIC + "/", "ui_locales": "zh-CN"}),
+        (
+            "?screen=identifier:sign_in&identifier=email&login_hint=ada@example.com",
+            {
+                "return_to": PUBLIC + "/",
+                "screen": "identifier:sign_in",
+                "identifier": "email",
+                "login_hint": "ada@example.com",
+            },
+        ),
+        ("?nonce=x&scope=admin&resource=x", {"return_to": PUBLIC + "/"}),
         ("?prompt=login", {"return_to": PUBLIC + "/", "prompt": "login"}),
         ("?prompt=none", {"return_to": PUBLIC + "/"}),
         ("?prompt=login&prompt=none", {"return_to": PUBLIC + "/"}),
