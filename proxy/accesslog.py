@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proxy.gate import Verdict
     from proxy.request import Request
 
+_WORDS_KEPT: Final = 2048  # hosts, users, routes … kept as they are written
 _FLUSH_SECONDS: Final = 0.2
 _GATHERED: Final = 20_000  # lines kept while nobody takes them
 _PATH_CHARACTERS: Final = 2048  # of a path in a line: log collectors cut or refuse long lines
@@ -37,6 +38,19 @@ class Stream(Protocol):
 
     def flush(self) -> object:
         """Hold nothing back."""
+
+
+class _Escaped(dict[str, str]):
+    """Words that come again and again, as JSON strings; bounded."""
+
+    def __missing__(self, text: str) -> str:
+        if len(self) >= _WORDS_KEPT:
+            self.clear()
+        escaped = self[text] = _escape(text)
+        return escaped
+
+
+_known: Final = _Escaped()
 
 
 class AccessLog:
@@ -114,9 +128,9 @@ class AccessLog:
             return
         if self._json:
             line = (
-                f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_escape(client)},'
-                f'"method":{_escape(method)},"host":{_escape(host)},"path":{_escape(path)},"status":{status},'
-                f'"route":{_escape(route)},"outcome":{_escape(outcome)},"user":{_escape(user)},'
+                f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_known[client]},'
+                f'"method":{_known[method]},"host":{_known[host]},"path":{_escape(path)},"status":{status},'
+                f'"route":{_known[route]},"outcome":{_known[outcome]},"user":{_known[user]},'
                 f'"ms":{milliseconds:.2f},"bytes":{sent}}}\n'
             )
         else:

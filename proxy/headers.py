@@ -170,6 +170,7 @@ class RouteHeaders:
         self._audience = route.name
         self._key = object()  # what this route makes of a header section is kept with it under these
         self._trusted_key = object()
+        self._answer_key = object()
         self.block_seconds = signer.renew_after if signer is not None else math.inf  # how long an identity block holds
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
 
@@ -271,9 +272,13 @@ class RouteHeaders:
         `chunked` and `connection` (a Connection field's value, or empty) are this side's framing. No Via is added: a gateway
         may do without (RFC 9110 7.6.3), and what stands behind it is nobody's business.
         """
+        start = None if chunked else head.made.get(self._answer_key)
+        if start is not None:
+            end = b"Connection: %b\r\n\r\n" % connection if connection else b"\r\n"
+            return b"%bX-Request-Id: %b\r\n%b" % (start, request_id, end)
         out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
         values = head.values
-        self._relay_fields(head, out, host)
+        same_for_all = self._relay_fields(head, out, host)
         if chunked:
             out.append(b"Transfer-Encoding: chunked\r\n")
             if b"trailer" in values:
@@ -281,10 +286,12 @@ class RouteHeaders:
         elif b"content-length" in values and head.status != 204:
             # Kept on HEAD and 304 too, where it tells what the body would be; on 204 it is forbidden (RFC 9110 8.6).
             out.append(b"Content-Length: %b\r\n" % values[b"content-length"].partition(b",")[0].rstrip())
-        if b"date" not in values:
-            out.append(b"Date: %b\r\n" % date)
         if self._private and b"cache-control" not in values and b"expires" not in values:
             out.append(_privacy(values))
+        if b"date" not in values:
+            out.append(b"Date: %b\r\n" % date)
+        elif same_for_all and not chunked and head.status != 426 and b"x-request-id" not in values:
+            head.made[self._answer_key] = b"".join(out)  # all that is left differs from answer to answer
         if b"x-request-id" not in values:
             out.append(b"X-Request-Id: %b\r\n" % request_id)
         if head.status == 426 and may_tunnel(values.get(b"upgrade", b"")):
@@ -314,16 +321,14 @@ class RouteHeaders:
         out.append(end)
         return b"".join(out)
 
-    def _relay_fields(self, head: ResponseHead, out: list[bytes], host: bytes) -> None:
-        """Append the fields that an answer keeps, in their order; places as whoever asked `host` (if known) sees them."""
-        kept = head.made.get(self._key)
-        if kept is not None:
-            out.append(kept)
-            return
+    def _relay_fields(self, head: ResponseHead, out: list[bytes], host: bytes) -> bool:
+        """Append the fields that an answer keeps, in their order; places as whoever asked `host` (if known) sees them.
+
+        Returns whether they are the same whatever was asked.
+        """
         actions = self._down
         values = head.values
         named = connection_options(values[b"connection"]) if b"connection" in values else ()
-        first = len(out)
         same_for_all = True
         for field in head.fields:
             action = actions[field[0]]
@@ -339,8 +344,7 @@ class RouteHeaders:
                 same_for_all = False
                 value = self._way_back.place(name, value, host) if host else value
             out.append(b"%b: %b\r\n" % (name, value))
-        if same_for_all:
-            head.made[self._key] = b"".join(out[first:])
+        return same_for_all
 
 
 def _downwards(name: bytes) -> int:
