@@ -11,7 +11,7 @@ import uvloop
 from rich.console import Console
 
 from proxy.logs import configure
-from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET
+from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SANDBOX_WEBHOOK_KEY
 from proxy.sandbox.run import Addresses, serve_sandbox
 from proxy.serve import serve
 from proxy.settings import Settings, load
@@ -30,6 +30,7 @@ def demo_settings(port: int) -> Settings:
             "POSTERN_LOGTO__CONNECTOR": "discord",
             "LOGTO_APP_ID": SANDBOX_APP_ID,
             "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,
+            "POSTERN_LOGTO__WEBHOOK_KEY": SANDBOX_WEBHOOK_KEY,
             "POSTERN_LOG__LEVEL": "warning",
         },
     )
@@ -64,7 +65,8 @@ def greeting(port: int) -> str:
         f"\n[bold]Postern demo[/bold]   open [bold cyan]http://localhost:{port}[/bold cyan]\n\n"
         "  1. You are sent to sign in: choose a person on the page that stands in for Discord.\n"
         "  2. You land on the sample app, which shows who you are and every header it got.\n"
-        f"  3. Sign out there, or look at http://localhost:{port}/.postern/\n\n"
+        f"  3. Sign out there, or look at http://localhost:{port}/.postern/\n"
+        f"  4. Suspend that person on http://localhost:{port + 1}/sandbox/people, and reload.\n\n"
         f"  gateway {port}, stand-in Logto {port + 1}, sample app {port + 2}; sessions in memory. Ctrl-C ends all of it.\n"
     )
 

@@ -86,7 +86,9 @@ async def serving(folder: Path) -> AsyncIterator[Site]:
     listener = listen("127.0.0.1", 0)
     url = address(listener)
     config = SandboxConfig(
-        redirect_uris=(url + "/.postern/callback",), post_logout_redirect_uris=(url + "/.postern/signed-out",)
+        always_issue_refresh_token=True,
+        redirect_uris=(url + "/.postern/callback",),
+        post_logout_redirect_uris=(url + "/.postern/signed-out",),
     )
     async with contextlib.AsyncExitStack() as stack:
         logto = await stack.enter_async_context(running_logto(config))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 # Well-known on purpose: `postern sandbox` in one terminal and `postern serve` in another must agree without a handshake.
 SANDBOX_APP_ID = "posternsandbox0000001"
 SANDBOX_APP_SECRET = "sandbox-secret-of-no-value-00001"  # noqa: S105 -- opens nothing but this stand-in
+SANDBOX_WEBHOOK_KEY = "sandbox-webhook-key-of-no-value1"
 SANDBOX_ADMIN_SECRET = "sandbox-admin-of-no-value-000001"  # noqa: S105 -- opens nothing but this stand-in
 
 ORGANIZATION_RESOURCE = "urn:logto:resource:organizations"
@@ -63,6 +64,7 @@ class SandboxConfig:
     access_control_roles: when not empty, only people with one of these roles may use the application.
     trust_proxy_header: believe X-Forwarded-Proto and -Host, as Logto's TRUST_PROXY_HEADER.
     app_deleted, secret_expired: the application, or its secret, is gone.
+    hook_url: where a webhook goes that is there from the start, signed with SANDBOX_WEBHOOK_KEY; default: nowhere.
     admin_endpoint: under whose name the seeded client `m-default` is known; default: the endpoint. admin_secret: its secret.
     """
 
@@ -86,6 +88,7 @@ class SandboxConfig:
     trust_proxy_header: bool = False
     app_deleted: bool = False
     secret_expired: bool = False
+    hook_url: str = ""
     admin_endpoint: str = ""
     admin_secret: str = field(default=SANDBOX_ADMIN_SECRET, repr=False)
     lifetimes: Lifetimes = Lifetimes()
@@ -106,4 +109,5 @@ class SandboxConfig:
             always_issue_refresh_token=True,
             backchannel_logout_uri=base + "/backchannel-logout",
             backchannel_logout_session_required=True,
+            hook_url=base + "/hooks/logto",
         )

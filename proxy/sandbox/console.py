@@ -12,11 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import SandboxConfig
+from .config import SANDBOX_WEBHOOK_KEY, SandboxConfig
 
 Json = dict[str, Any]
 
 MANAGEMENT_ROLE = "Logto Management API access"
+EVENTS = (
+    *("PostSignIn", "User.Deleted", "User.Data.Updated", "User.SuspensionStatus.Updated"),
+    "Organization.Membership.Updated",
+)
 _ALPHABET = string.ascii_lowercase + string.digits
 _NO_ADDRESSES: Mapping[str, list[str]] = {"redirectUris": [], "postLogoutRedirectUris": []}
 
@@ -77,7 +81,23 @@ class Console:
             }
             console.applications[config.client_id] = _application(config.client_id, "postern", "Traditional", addresses)
             console.secrets[config.client_id] = [_secret(config.client_id, config.client_secret)]
+        if config.hook_url:
+            body = {"name": "postern", "events": EVENTS, "config": {"url": config.hook_url}}
+            console.add_hook(body, SANDBOX_WEBHOOK_KEY)
         return console
+
+    def add_hook(self, body: Mapping[str, Any], key: str) -> Json:
+        """A new webhook, signed with `key`. Nothing keeps two from going to the same place."""
+        made = {
+            "tenantId": "default",
+            "id": new_id(),
+            "name": body["name"],
+            "event": None,
+            "events": list(body["events"]),
+        }
+        made |= {"config": {"url": body["config"]["url"], **body["config"]}, "signingKey": key}
+        self.hooks[made["id"]] = made | {"enabled": body.get("enabled", True), "createdAt": 1_795_212_865_363}
+        return self.hooks[made["id"]]
 
     def add_application(self, body: Mapping[str, Any]) -> Json:
         """A new application. Nothing keeps two from having the same name and addresses, and `id` in the body is ignored."""

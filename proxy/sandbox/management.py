@@ -243,11 +243,7 @@ def _hooks(state: SandboxState, request: Request, _body: Json) -> tuple[int, Any
 
 
 def _add_hook(state: SandboxState, _request: Request, body: Json) -> tuple[int, Any]:
-    made = {"tenantId": "default", "id": new_id(), "name": body["name"], "event": None, "events": list(body["events"])}
-    made |= {"config": {"url": body["config"]["url"], **body["config"]}, "signingKey": secrets.token_urlsafe(24)}
-    made |= {"enabled": body.get("enabled", True), "createdAt": int(state.clock.now() * 1000)}
-    state.console.hooks[made["id"]] = made
-    return 201, made
+    return 201, state.console.add_hook(body, secrets.token_urlsafe(24))
 
 
 def _change_hook(state: SandboxState, request: Request, body: Json) -> tuple[int, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import walk_in
+from tests.e2e.conftest import Gateway, walk_in
 from tests.e2e.person import Person
 from tests.e2e.processes import Processes, Running, eventually, free_port, http_status, living
 
@@ -36,6 +36,19 @@ def demo_of_the_copy(group: Processes, copy: Path) -> tuple[Running, str]:
     url = f"http://localhost:{port}"
     running.ready(url + "/.postern/healthz")
     return running, url
+
+
+def test_who_is_suspended_at_the_stand_in_is_out_at_once(demo: Gateway) -> None:
+    logto = f"http://localhost:{int(demo.url.rpartition(':')[2]) + 1}"
+    with demo.signed_in("Noe") as person, Person() as admin:
+        page = admin.browse(logto + "/sandbox/people")
+        action = f"{logto}/sandbox/people/noe000000003/suspend"
+        page = admin.browse(action, method="POST", fields=page.forms[0].fields, came_from=page.url)
+        assert "suspended" in page.text
+        eventually(
+            lambda: person.request("GET", demo.url + "/.postern/me").status_code == 401 or None,
+            what="the session has ended",
+        )
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["ctrl-c", "kill -INT"])
