@@ -1,0 +1,1 @@
+"""Inputs on disk, for tests that read them."""
