@@ -35,9 +35,9 @@ HOP_BY_HOP: Final = frozenset(
         b"content-length",
     )
 )
-# Not for the app as they came: the authority and the expectation are settled while reading, and credentials for a proxy in
-# front are not its business (RFC 9110 11.7).
-_OURS: Final = frozenset((b"host", b"expect", b"proxy-authorization", b"proxy-authenticate"))
+# Not for the app as they came: authority, expectation and Max-Forwards are settled here, and credentials for a proxy in front
+# are not its business (RFC 9110 11.7).
+_OURS: Final = frozenset((b"host", b"expect", b"max-forwards", b"proxy-authorization", b"proxy-authenticate"))
 
 FAMILIES: Final[dict[str, dict[str, str]]] = {
     "forwarded": {
@@ -78,8 +78,7 @@ _KEEP: Final = 0
 _DROP: Final = 1
 _EDGE_ONLY: Final = 2  # kept from a trusted proxy
 _COOKIE: Final = 3  # kept without our own cookies
-_COUNT: Final = 4  # kept, one less
-_PLACE: Final = 5  # kept, as browsers see places
+_PLACE: Final = 4  # kept, as browsers see places
 _FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
 
 _FOLD: Final = re.compile(rb"[^a-z0-9]")
@@ -178,8 +177,6 @@ class RouteHeaders:
         lower, folded = name.lower(), fold(name)
         if lower == b"cookie":
             return _COOKIE
-        if lower == b"max-forwards":
-            return _COUNT
         if lower == folded and folded in _EDGE:
             return _DROP if self._prefix and folded == _FORWARDED_PREFIX else _EDGE_ONLY
         # `Content_Length` is Content-Length to whoever makes CGI variables of it, and another length than the one read here.
@@ -222,6 +219,8 @@ class RouteHeaders:
         if kept is None:
             kept = head.made[key] = self._client_fields(head, origin)
         out.append(kept)
+        if b"max-forwards" in head.values:  # its meaning depends on the method: not a thing to be kept with the others
+            out.append(b"Max-Forwards: %b\r\n" % _one_less(head, head.values[b"max-forwards"]))
         out.append(_request_framing(head))
         out.append(_VIA[head.minor])
         out.append(origin.fields)
@@ -246,8 +245,6 @@ class RouteHeaders:
                 left = cookies.strip(field[1], self._own_cookies)
                 if left:
                     out.append(b"%b: %b\r\n" % (field[0], left))
-            elif action == _COUNT:
-                out.append(b"%b: %b\r\n" % (field[0], _one_less(head, field[1])))
         return b"".join(out)
 
     def addressed(self, block: bytes, name: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import http1
 from proxy.claims import Identity, Tokens
+from proxy.errors import MalformedRequest
 from proxy.forwarding import PSEUDONYM, Forwarding
 from proxy.headers import (
     FAMILIES,
@@ -356,6 +359,42 @@ class TestOnTheWay:
         assert forwards_left(head) == left
         if left != 0:
             assert named(up(head), b"Max-Forwards") == [sent]
+
+
+REMEMBERED_LINES = [b"GET /a HTTP/1.1", b"GET /b?c HTTP/1.0", b"OPTIONS /a HTTP/1.1", b"POST http://other.example/x HTTP/1.1",
+                    b"PUT /a HTTP/1.1"]  # fmt: skip
+REMEMBERED_FIELDS = [b"Max-Forwards: 5", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Connection: close, X-Thing",
+                     b"X-Thing: 1", b"X-Forwarded-Port: 1", b"Cookie: a=1; postern=x", b"Expect: 100-continue", b"TE: trailers",
+                     b"Connection: Upgrade", b"Upgrade: websocket", b"X-Forwarded-For: 6.6.6.6", b"Via: 1.1 x"]  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(REMEMBERED_LINES),
+            st.lists(st.sampled_from(REMEMBERED_FIELDS), max_size=3, unique=True),
+            st.booleans(),
+            st.integers(0, 1),
+        ),
+        max_size=8,
+    )
+)
+def test_what_is_remembered_of_other_requests_changes_nothing(
+    requests: list[tuple[bytes, list[bytes], bool, int]],
+) -> None:
+    """The same header section comes with other methods, targets and versions, on other routes and from others."""
+    routes = headers(), headers(POSTERN_ROUTE__0__HEADERS__REMOVE="X-Thing")
+
+    def outcome(line: bytes, fields: list[bytes], trusted: bool, route: int) -> list[bytes] | int:
+        try:
+            return up(request(*fields, line=line), fields=routes[route], trusted=trusted)
+        except MalformedRequest as error:
+            return error.status
+
+    remembering = [outcome(*one) for one in requests]
+    for one, with_others in zip(requests, remembering, strict=True):
+        http1._remembered.clear()
+        assert outcome(*one) == with_others
 
 
 class TestAnswers:

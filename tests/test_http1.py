@@ -240,6 +240,7 @@ class TestRefusing:
             (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 500, 431),
             (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 5 + b"\r\n", 431),
             (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: a\r\n" * 6, 431),
+            (b"GET / HTTP/1.1\r\nHost: a\nX", 400),
             (b"\x16\x03\x01\x02\x00", 400),
             (b"\x00", 400),
             (b"a" * 41, 400),
