@@ -34,6 +34,7 @@ from proxy.pages import Pages
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
 from proxy.relay import Plan, Relay, lanes
+from proxy.renewal import Renewals
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.server import Server
@@ -69,6 +70,7 @@ class Gateway:
     front: Front
     keyring: KeyRing
     store: SessionStore
+    renewals: Renewals
     upstreams: Upstreams
     relay: Relay
     log: AccessLog
@@ -112,6 +114,7 @@ class Gateway:
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
         )
         self.front = front
+        self.renewals.refresh = front.relying_party.refresh
         self.relay.plan = front.plan
         front.app.state.health.draining = old.app.state.health.draining
         self._retired[old] = asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._let_go, old)
@@ -127,6 +130,7 @@ class Gateway:
     async def close(self) -> None:
         """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
         self.relay.close()
+        await self.renewals.close()
         for retired, timer in self._retired.items():
             timer.cancel()
             await self._leave(retired)
@@ -163,7 +167,11 @@ def build(settings: Settings) -> Gateway:
     tally = Tally() if settings.metrics.listen is not None else None
     relay = Relay(front.plan, upstreams, log, tally, _tracer(settings))
     store.on_end(relay.session_ended)
-    return Gateway(front, keyring, store, upstreams, relay, log, place, sign_ins)
+    renewals = Renewals(store)
+    renewals.refresh = front.relying_party.refresh
+    gateway = Gateway(front, keyring, store, renewals, upstreams, relay, log, place, sign_ins)
+    store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))
+    return gateway
 
 
 def _tracer(settings: Settings) -> Tracer | None:

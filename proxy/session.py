@@ -7,6 +7,7 @@ and the cookie.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -100,7 +101,7 @@ class MemoryStore(SessionStore):
         return session
 
     @override
-    async def load(self, cookie: str) -> Session | None:
+    async def read(self, cookie: str) -> Session | None:
         found = self._find(cookie)
         return found.session if found is not None else None
 
@@ -150,8 +151,9 @@ class MemoryStore(SessionStore):
     @override
     async def renew_soon(self, ids: Sequence[str]) -> None:
         for kept in filter(None, map(self._sessions.get, ids)):
-            kept.session.renew_at = min(kept.session.renew_at, self._clock())
-            kept.quiet_until = 0.0
+            if kept.session.renew_at < math.inf:  # else there is nothing to renew it with
+                kept.session.renew_at = min(kept.session.renew_at, self._clock())
+                kept.quiet_until = 0.0
 
     @override
     async def end(self, session_id: str, why: str = "ended", *, leave_tokens: bool = True) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final, Literal
@@ -88,7 +89,7 @@ class RedisStore(SessionStore):
         return self._cache.peek(cookie)
 
     @override
-    async def load(self, cookie: str) -> Session | None:
+    async def read(self, cookie: str) -> Session | None:
         holder = Holder.read(cookie)
         if holder is None or self._cache.has_ended(holder.id):
             return None
@@ -132,7 +133,8 @@ class RedisStore(SessionStore):
             return None
         try:
             session, proof = decode_record(self._ring, session_id, record.stored, record.seen or b"", record.failing)
-            session.renew_at = min(session.renew_at, float(record.renew or "inf"))
+            if session.renew_at < math.inf:  # else there is nothing to renew it with
+                session.renew_at = min(session.renew_at, float(record.renew or "inf"))
         except (Damaged, ValueError) as damage:
             _log.warning("session %s cannot be read: %s", session_id, damage)
             return None
@@ -204,10 +206,9 @@ class RedisStore(SessionStore):
         replaced = await self._records.replace(holder.id, stored, tokens_anew, sealed)
         if replaced is None:
             return None
-        self._cache.changed(
-            holder.id
-        )  # it will be reported; whoever waits for this must not meet the old one until then
-        return self._cache.adopt(session) if replaced else await self.load(cookie)
+        # As will be reported in a moment: whoever waited for this must not meet the old one until then.
+        self._cache.changed(holder.id)
+        return self._cache.adopt(session) if replaced else await self.read(cookie)
 
     @override
     async def renewal_failed(self, cookie: str, at: float) -> None:
@@ -446,15 +447,17 @@ class RedisStore(SessionStore):
     def _run(self, work: Coroutine[Any, Any, Any], what: str) -> None:
         """Do something that nobody waits for. When Redis does not answer it is left, and said."""
 
-        async def done() -> None:
-            try:
-                await work
-            except StoreUnavailable as error:
+        def done(task: asyncio.Task[None]) -> None:
+            self._behind.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, StoreUnavailable):
                 self._complain(f"{what} cannot be brought up to date", error)
+            elif error is not None:
+                _log.error("%s cannot be brought up to date", what, exc_info=error)
 
-        task = asyncio.get_running_loop().create_task(done())
+        task = asyncio.get_running_loop().create_task(work)
         self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
+        task.add_done_callback(done)
 
     def _complain(self, what: str, error: StoreUnavailable) -> None:
         # All of this can wait; a read-only Redis would else fill the log with it.

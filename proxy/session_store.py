@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -47,6 +47,8 @@ class SessionStore(ABC):
         self._lifetime = lifetime
         self._clock = clock
         self._bounds = bounds
+        # For sessions that must not wait: set by whoever can renew their tokens.
+        self.renewer: Callable[[str, Session], Awaitable[Session | None]] | None = None
         self._on_end: list[Callable[[str], None]] = []
         self._on_due: list[Callable[[str, Session], None]] = []
         self._on_leftover: list[Callable[[Tokens], None]] = []
@@ -64,9 +66,18 @@ class SessionStore(ABC):
     def peek(self, cookie: str) -> Session | Literal[Miss.MISS] | None:
         """Answer without I/O: the session, None when there certainly is none, or MISS: ask `load`."""
 
-    @abstractmethod
     async def load(self, cookie: str) -> Session | None:
-        """Find the session of `cookie` and note that it was used."""
+        """Find the session of `cookie` and note that it was used; with its tokens renewed, where that cannot wait."""
+        session = await self.read(cookie)
+        if session is None or self.renewer is None:
+            return session
+        if self._clock() < session.held_from(self._bounds.renewal_grace):
+            return session
+        return await self.renewer(cookie, session)
+
+    @abstractmethod
+    async def read(self, cookie: str) -> Session | None:
+        """As `load`, whatever the state of its tokens."""
 
     @abstractmethod
     async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:

@@ -154,7 +154,7 @@ class SignIn:
             tokens = await self._store.tokens(before.cookie)
             if tokens is not None:
                 self._revocations.start(tokens)
-        await self._store.end(before.session.id)
+        await self._store.end(before.session.id, "replaced by another sign-in", leave_tokens=False)
 
     def _failed(self, request: Request, failure: SignInFailed, before: Visit | None) -> Response:
         problem = failure.problem

@@ -122,7 +122,7 @@ class SignOut:
 
     async def _end(self, request: Request, visit: Visit, return_to: str | None) -> Response:
         tokens = await self._store.tokens(visit.cookie)
-        await self._store.end(visit.session.id)
+        await self._store.end(visit.session.id, "signed out", leave_tokens=False)
         # From here on the person is signed out, whatever Logto does or does not.
         if tokens is not None:
             self._revocations.start(tokens)
