@@ -134,6 +134,7 @@ def _relying_party(provider: SecondProvider, public_url: str) -> RelyingParty:
         "LOGTO_ENDPOINT": provider.endpoint,
         "LOGTO_APP_ID": CLIENT_ID,
         "LOGTO_APP_SECRET": CLIENT_SECRET,
+        "POSTERN_LOGTO__REFRESH": "offline",  # this provider gives refresh tokens with offline_access only
     }
     settings = load(None, environment)
 
