@@ -40,6 +40,7 @@ class World:
     logto: RunningLogto
     url: str
     api: LogtoApi
+    offline: bool
 
     @contextlib.asynccontextmanager
     async def sign_in(self, sub: str) -> AsyncIterator[httpx2.AsyncClient]:
@@ -55,6 +56,8 @@ class World:
         assert await self.status(client) == 200
 
     async def status(self, client: httpx2.AsyncClient) -> int:
+        """200 while somebody is signed in, else 401."""
+        await client.get(self.url + "/app")  # what a session is for, and what has it rechecked
         return (await client.get(self.url + "/.postern/me")).status_code
 
     async def signed_out(self, client: httpx2.AsyncClient) -> bool:
@@ -110,7 +113,8 @@ async def place(**environ: str) -> AsyncIterator[World]:
         http = LogtoHttp(WITHIN)
         stack.push_async_callback(http.close)
         here = Place(logto.url, logto.url)
-        yield World(logto, url, LogtoApi(http, here, Manager(ADMIN_CLIENT, SANDBOX_ADMIN_SECRET, here)))
+        api = LogtoApi(http, here, Manager(ADMIN_CLIENT, SANDBOX_ADMIN_SECRET, here))
+        yield World(logto, url, api, settings.logto.refresh == "offline")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -225,3 +229,85 @@ def test_what_logto_says_nothing_of_or_what_ends_nobody_leaves_the_session_for_t
             assert await it.status(client) == 200
 
     run(conversation)
+
+
+# -- what a recheck finds ---------------------------------------------------------------------------------------------
+
+RECHECK = {"POSTERN_LOGTO__RECHECK": "1s", "POSTERN_LOGTO__WEBHOOK_KEY": ""}  # no webhook: nothing depends on one
+ENDS = {
+    "suspended": BY_WEBHOOK["suspended"],
+    "deleted": BY_WEBHOOK["deleted"],
+    **{name: QUIET[name] for name in ("session deleted", "session and grants deleted", "grant deleted")},
+}
+ORGANIZATIONS = "email,identities,roles,urn:logto:scope:organizations,urn:logto:scope:organization_roles"
+CHANGES: dict[str, tuple[str, Any]] = {
+    "password changed": ("sub", ADA),
+    "role removed": ("roles", []),
+    "organization role removed": ("organization_roles", []),
+    "organization left": ("organizations", []),
+    "name and custom data changed": ("name", "New Name"),
+    "Discord unlinked": ("discord", None),
+    "Discord linked": ("discord", {"id": "7", "username": None}),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_recheck_finds_who_may_not_go_on(name: str) -> None:
+    async def conversation(it: World) -> None:
+        async with it.sign_in(ADA) as client, it.sign_in(MAX) as other:
+            await ENDS[name](it)
+            assert await it.signed_out(client)
+            assert await it.status(other) == 200
+
+    run(conversation, **RECHECK)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_recheck_brings_what_is_so_today(name: str) -> None:
+    key, value = CHANGES[name]
+
+    async def conversation(it: World) -> None:
+        async with it.sign_in(ADA) as client:
+            await QUIET[name](it)
+            asked = len(it.logto.state.received("token"))
+            deadline = time.monotonic() + WITHIN
+            found = None
+            while found != value or len(it.logto.state.received("token")) == asked:
+                assert time.monotonic() < deadline, found
+                await asyncio.sleep(0.02)
+                assert await it.status(client) == 200
+                found = (await client.get(it.url + "/.postern/me")).json()[key]
+
+    run(conversation, POSTERN_LOGTO__SCOPES=ORGANIZATIONS, **RECHECK)
+
+
+def test_a_sign_out_at_logto_that_nobody_told_of_is_found_unless_the_tokens_live_on_their_own() -> None:
+    async def conversation(it: World) -> None:
+        async with it.sign_in(ADA) as client:
+            await _end_session(it)
+            asked = len(it.logto.state.received("token"))
+            deadline = time.monotonic() + WITHIN
+            while await it.status(client) == 200 and len(it.logto.state.received("token")) < asked + 2:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+            assert await it.status(client) == (200 if it.offline else 401)
+
+    run(conversation, **RECHECK)
+    run(conversation, POSTERN_LOGTO__REFRESH="offline", **RECHECK)
+
+
+def test_an_application_that_is_gone_signs_nobody_out() -> None:
+    """Logto refuses the gateway then, not the person."""
+
+    async def conversation(it: World) -> None:
+        async with it.sign_in(ADA) as client:
+            asked = len(it.logto.state.received("token"))
+            await QUIET["application deleted"](it)
+            deadline = time.monotonic() + WITHIN
+            while len(it.logto.state.received("token")) == asked:
+                assert time.monotonic() < deadline
+                assert await it.status(client) == 200
+                await asyncio.sleep(0.02)
+            assert await it.status(client) == 200
+
+    run(conversation, **RECHECK)
