@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,10 @@ def test_from_nothing_to_settings_and_back(desk: Desk) -> None:
     assert desk.state.config.client_secret not in made.output  # it is in the file
     written = dict(line.split("=", 1) for line in env.read_text().splitlines())
     assert written["LOGTO_APP_SECRET"] == desk.state.config.client_secret
+
+    config = desk.folder / "made.toml"
+    assert desk.type("setup", "--discord-only", "--write-config", str(config), env=discord).exit_code == 0
+    assert tomllib.loads(config.read_text())["logto"]["app_id"] == desk.state.config.client_id
 
     own: dict[str, str | None] = {"LOGTO_ADMIN_SECRET": None, **written, **discord}
     again = desk.type("setup", "--role", "ops", "--discord-only", env=own)
