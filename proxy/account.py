@@ -127,7 +127,8 @@ class Account:
         except ValueError:
             address = None  # a unix socket's peer: no rule on networks matches it
         for route in self._gate.routes.routes:
-            facts = RequestFacts("GET", route.path, address, self._clock(), session.signed_in_at)
+            members = self._gate.members(route.policy, session)
+            facts = RequestFacts("GET", route.path, address, self._clock(), session.signed_in_at, members)
             decision = route.policy.decide(session.identity, facts)
             if decision.allowed or decision.needs_sign_in:  # those for whom a sign-in of long ago will not do, too
                 yield self._place(route.name, route.host, route.path)

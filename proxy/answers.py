@@ -254,7 +254,7 @@ class Answers:
         busy = verdict.status == HTTPStatus.SERVICE_UNAVAILABLE
         return self.answer(
             request,
-            _PLAIN[verdict.kind],
+            verdict.reason if has_text(f"{verdict.reason}.title") else _PLAIN[verdict.kind],
             verdict.status,
             reason=verdict.reason,
             detail=verdict.detail if verdict.kind is Kind.BAD_REQUEST else "",

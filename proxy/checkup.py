@@ -8,7 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable, UpstreamFailed
+from proxy.discord import Discord
+from proxy.errors import (
+    DiscordRefused,
+    DiscordUnavailable,
+    LogtoRefused,
+    LogtoUnavailable,
+    StoreUnavailable,
+    UpstreamFailed,
+)
 from proxy.identity import RelyingParty
 from proxy.pool import Upstreams
 from proxy.routes import RouteTable
@@ -53,6 +61,8 @@ async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:
     keyring = KeyRing(settings.seal_secrets)
     yield await _check_store(settings, keyring)
     yield await _check_logto(settings, keyring)
+    async for finding in _check_guilds(settings):
+        yield finding
     async for finding in _check_upstreams(settings):
         yield finding
 
@@ -97,6 +107,27 @@ async def _check_logto(settings: Settings, keyring: KeyRing) -> Finding:
     finally:
         await relying_party.close()
     return Finding(True, what, outcome)
+
+
+async def _check_guilds(settings: Settings) -> AsyncIterator[Finding]:
+    """Every Discord guild that rules name, asked about with the bot's token."""
+    if settings.discord is None:
+        return
+    discord = Discord(settings.discord)
+    try:
+        guilds = {guild for route in RouteTable.from_settings(settings).routes for guild in route.policy.guilds}
+        for guild in sorted(guilds):
+            what = f"Discord guild {guild}"
+            try:
+                yield Finding(True, what, await discord.check(guild))
+            except DiscordRefused as error:
+                remedy = "is discord.bot_token the token of a bot, and is that bot a member of the guild?"
+                yield Finding(False, what, str(error), remedy)
+            except DiscordUnavailable as error:
+                remedy = "is discord.com reachable from here, and discord.api right?"
+                yield Finding(False, what, str(error), remedy)
+    finally:
+        await discord.close()
 
 
 async def _check_upstreams(settings: Settings) -> AsyncIterator[Finding]:

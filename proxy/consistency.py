@@ -61,6 +61,7 @@ def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
         yield from _cookie(public, cookie)
         yield from _out_of_reach(public, cookie, read)
     yield from _doubled(read)
+    yield from _guilds_unknown(tree, read)
     if _many(tree.get("workers")) and _in_memory(value_at(("session", "store"), tree)):
         what = "is more than one, and sessions in memory are known to one process alone"
         yield Contradiction(("workers",), what, "1, or a session.store in Redis")
@@ -122,6 +123,19 @@ def _doubled(routes: list[_Route]) -> Iterator[Contradiction]:
             if first != route.index:
                 what = f"route[{first}] takes every request for this host and path"
                 yield Contradiction((*route.where, "path"), what, "another host or path")
+
+
+def _guilds_unknown(tree: Mapping[str, Any], routes: list[_Route]) -> Iterator[Contradiction]:
+    """A guild that nobody can be asked about has no members, and whom a rule means to keep out of it would come in."""
+    if tree.get("discord"):
+        return
+    for route in routes:
+        for kind in ("allow", "deny"):
+            rules = value_at((*route.where, kind), tree)
+            for number in range(len(rules) if isinstance(rules, list) else 0):
+                where: Path = (*route.where, kind, number, "discord", "guild")
+                if value_at(where, tree) is not None:
+                    yield Contradiction(where, "cannot be asked about", "discord.bot_token as well, or no guild")
 
 
 def _route(index: int, raw: Mapping[str, Any]) -> _Route:

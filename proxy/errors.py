@@ -118,6 +118,19 @@ class LogtoRefused(PosternError):
         self.status = status
 
 
+class DiscordUnavailable(PosternError):
+    """Discord does not answer, or not now."""
+
+    side = Side.DISCORD
+    retry_safe = True
+
+
+class DiscordRefused(PosternError):
+    """Discord does not take the bot's token, or the bot may not see that guild."""
+
+    side = Side.DISCORD
+
+
 class SignInProblem(Enum):
     """Why a sign-in ended without a session; the value names the text that the page shows."""
 

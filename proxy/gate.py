@@ -8,16 +8,17 @@ reached synchronously and without I/O whenever the session is already in this pr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from proxy import cookies
 from proxy.errors import StoreUnavailable, UpstreamProblem
 from proxy.forwarding import Address, loops
 from proxy.http1 import RequestHead
-from proxy.policy import Decision, RequestFacts
+from proxy.membership import Doubt, Member, Members
+from proxy.policy import Decision, Policy, Reason, RequestFacts
 from proxy.routes import Match, Route, RouteTable
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
@@ -40,7 +41,7 @@ class Kind(Enum):
     AMBIGUOUS = "ambiguous_path"  # 400: could be read as a path with other rules
     LOOP = "loop_detected"  # 508: this very gateway has forwarded it before
     BAD_REQUEST = "bad_request"  # the relay could not read it: 4xx or 501, see `status`
-    UNAVAILABLE = "store_unavailable"  # the session store cannot be asked: 503
+    UNAVAILABLE = "store_unavailable"  # the session store, or Discord, cannot be asked: 503
     UPSTREAM = "upstream"  # the app behind failed: 502 or 504, see `status`
     OVERLOADED = "overloaded"  # too many connections: 503
 
@@ -91,6 +92,7 @@ class Call:
 
 OWN: Final = Verdict(Kind.OWN)
 _UNSEEN: Final = RequestFacts(method="", path="", client=None, now=0.0)  # for policies that ask only who is there
+_NOWHERE: Final[Members] = {}
 _LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
 
@@ -125,13 +127,38 @@ def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:
     return b"text/html" in values.get(b"accept", b"") and b"x-requested-with" not in values
 
 
+class Guilds(Protocol):
+    """Who is in which Discord guild; see `discord.Discord`."""
+
+    def peek(self, guild: str, user: str) -> Member | Doubt | None:
+        """What is known, without waiting."""
+
+    async def learn(self, guilds: Iterable[str], user: str) -> None:
+        """Find out what `peek` does not know."""
+
+
+def _asked_of_discord(verdict: Verdict) -> tuple[Policy, str]:
+    """Of whom, and for which policy, a verdict would have needed to know."""
+    if verdict.route is None or verdict.session is None or verdict.session.identity.discord_id is None:
+        raise RuntimeError("only who has a Discord account can be asked about there")
+    return verdict.route.policy, verdict.session.identity.discord_id
+
+
 class Gate:
     """Judges requests against the routes, their policies and the session store of one gateway."""
 
     def __init__(
-        self, settings: Settings, routes: RouteTable, store: SessionStore, *, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        routes: RouteTable,
+        store: SessionStore,
+        guilds: Guilds | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`guilds` knows who is in which Discord guild; None: nobody does."""
         self.routes = routes
+        self._guilds = guilds
         self._store = store
         self._clock = clock
         self._cookie = cookie_name(settings).encode()
@@ -148,10 +175,11 @@ class Gate:
         session = self._peek(head)
         if session is Miss.MISS:
             return None
-        return self.decide(head, host, client, match, session)
+        verdict = self.decide(head, host, client, match, session)
+        return None if self._could_ask(verdict) else verdict
 
     async def judge_later(self, head: RequestHead, host: str, client: Address | None) -> Verdict:
-        """As `judge`, reading the session from the store. Never raises for the store's sake: that is UNAVAILABLE."""
+        """As `judge`, reading the session from the store and asking Discord. Never raises for their sake: that is UNAVAILABLE."""
         match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
@@ -163,7 +191,39 @@ class Gate:
             if verdict.kind is Kind.PASS:
                 return verdict
             return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
-        return self.decide(head, host, client, match, session)
+        verdict = self.decide(head, host, client, match, session)
+        if self._could_ask(verdict) and self._guilds is not None:
+            policy, user = _asked_of_discord(verdict)
+            await self._guilds.learn(policy.guilds, user)
+            verdict = self.decide(head, host, client, match, session)
+        return verdict
+
+    def shuts_out(self, head: RequestHead, host: str, client: Address | None, session: Session) -> bool:
+        """Whether what Discord says by now refuses a request that was let pass for `session`, and is still being served.
+
+        Asked again and again while it is, which keeps what is known fresh. What has not been asked yet refuses nothing.
+        """
+        match = self.match(head, host)
+        if isinstance(match, Verdict) or match.route is None or not match.route.policy.guilds:
+            return False
+        verdict = self.decide(head, host, client, match, session)
+        return verdict.kind in (Kind.FORBIDDEN, Kind.UNAVAILABLE) and not self._could_ask(verdict)
+
+    def _could_ask(self, verdict: Verdict) -> bool:
+        """Whether a verdict was reached for want of an answer of Discord's that may be had."""
+        guilds = self._guilds
+        if guilds is None or verdict.reason != Reason.MEMBERSHIP_UNKNOWN.value:
+            return False
+        policy, user = _asked_of_discord(verdict)
+        return any(guilds.peek(guild, user) is Doubt.ASK for guild in policy.guilds)
+
+    def members(self, policy: Policy, session: Session | None) -> Members:
+        """What is known of the person in the guilds that `policy` names."""
+        user = session.identity.discord_id if session is not None else None
+        if user is None or self._guilds is None:
+            return _NOWHERE
+        known = ((guild, self._guilds.peek(guild, user)) for guild in policy.guilds)
+        return {guild: member for guild, member in known if not isinstance(member, Doubt)}
 
     async def session_of(self, cookie_header: bytes | None) -> Session | None:
         """The session that a Cookie header carries, if it is alive. Raises StoreUnavailable.
@@ -220,6 +280,7 @@ class Gate:
                 client=client,
                 now=self._clock(),
                 signed_in_at=session.signed_in_at if session is not None else None,
+                members=self.members(policy, session) if policy.guilds else _NOWHERE,
             )
         decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
@@ -244,12 +305,13 @@ class Gate:
             if session is not None:  # but not lately enough: whoever answers asks for the person, not for the cookie
                 verdict.reason, verdict.detail = decision.reason.value, decision.detail
             return verdict
+        unknown = decision.reason is Reason.MEMBERSHIP_UNKNOWN
         return Verdict(
-            Kind.FORBIDDEN,
+            Kind.UNAVAILABLE if unknown else Kind.FORBIDDEN,
             route=route,
             session=session,
             decision=decision,
-            status=403,
+            status=503 if unknown else 403,
             reason=decision.reason.value,
             detail=decision.detail,
         )

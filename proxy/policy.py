@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from proxy.claims import Identity, lookup
+from proxy.membership import GuildRule, Members
 from proxy.settings import RouteSettings, RuleSettings
 
 Address = IPv4Address | IPv6Address
@@ -36,6 +37,7 @@ class Reason(Enum):
     DENY_RULE = "deny_rule"  # a rule of `deny` holds
     NO_RULE = "no_rule"  # no rule of `allow` holds
     NOT_SIGNED_IN = "not_signed_in"  # nobody is there whom a rule could hold for
+    MEMBERSHIP_UNKNOWN = "membership_unknown"  # it depends on a Discord guild, and who is in it is not known
     SIGN_IN_TOO_OLD = "sign_in_too_old"  # a rule would hold, had the person signed in lately
 
 
@@ -59,7 +61,8 @@ class Decision:
 class RequestFacts:
     """What policies see of a request: `path` normalised, `client` None when unknown, `now` in epoch seconds.
 
-    `signed_in_at` (epoch seconds) is when the person was last asked who they are, None when that is unknown.
+    `signed_in_at` (epoch seconds) is when the person was last asked who they are, None when that is unknown; `members` is what
+    Discord says of the person in the guilds that the policy names.
     """
 
     method: str
@@ -67,11 +70,13 @@ class RequestFacts:
     client: Address | None
     now: float
     signed_in_at: float | None = None
+    members: Members = field(default_factory=dict)
 
 
 _EVERYONE: Final = Decision(True, Reason.EVERYONE, detail="the route is open to everyone")
 _SIGNED_IN: Final = Decision(True, Reason.SIGNED_IN, detail="the route is open to any signed-in user")
 _NOT_SIGNED_IN: Final = Decision(False, Reason.NOT_SIGNED_IN, detail="nobody is signed in", needs_sign_in=True)
+_UNKNOWN: Final = Decision(False, Reason.MEMBERSHIP_UNKNOWN, detail="Discord has not said who is in the guild")
 _NO_RULE: Final = Decision(False, Reason.NO_RULE, detail="no rule allows it")
 
 
@@ -91,6 +96,7 @@ class _Rule:
     methods: Values
     paths: Values
     discord_users: Values
+    guild: GuildRule | None
     signed_in_within: float | None  # seconds
 
     @classmethod
@@ -108,6 +114,7 @@ class _Rule:
             methods=_set(rule.methods),
             paths=_set(rule.paths),
             discord_users=None if rule.discord is None else _set(rule.discord.users),
+            guild=GuildRule.compiled(rule.discord),
             signed_in_within=rule.signed_in_within,
         )
 
@@ -118,7 +125,8 @@ class _Rule:
             criterion is not None
             for criterion in (
                 self.users, self.usernames, self.emails, self.email_domains, self.roles, self.organizations,
-                self.organization_roles, self.claims, self.discord_users, self.signed_in_within,
+                self.organization_roles, self.claims, self.discord_users, self.guild,
+                self.signed_in_within,
             )
         )  # fmt: skip
 
@@ -153,6 +161,16 @@ class _Rule:
             and (self.paths is None or _is_below(facts.path, self.paths, deny=deny))
         )
 
+    def fits_member(self, identity: Identity | None, facts: RequestFacts, *, deny: bool) -> bool | None:
+        """Whether the criteria about a guild hold; None when that is not known."""
+        if self.guild is None:
+            return True
+        if identity is None or identity.discord_id is None:
+            return False
+        if self.guild.guild not in facts.members:
+            return None
+        return self.guild.holds(facts.members[self.guild.guild], facts.now, deny=deny)
+
     def is_fresh(self, facts: RequestFacts) -> bool:
         """Whether the person signed in lately enough. A sign-in to come is a clock's skew."""
         if self.signed_in_within is None:
@@ -163,6 +181,7 @@ class _Rule:
         """Whether this rule certainly holds wherever `other` does: it asks for nothing that the other does not."""
         return (
             all(_at_least(mine, theirs) for mine, theirs in self._sets(other))
+            and self.guild in (None, other.guild)
             and _claims_covered(self.claims, other.claims)
             and _networks_covered(self.networks, other.networks)
             and (
@@ -197,7 +216,7 @@ class Policy:
     """The rules of one route: immutable; equal to another when the same requests pass it.
 
     `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else. `paths` are those
-    that rules name.
+    that rules name, `guilds` the Discord guilds, `owned` those of whose owners they speak.
     """
 
     _mode: Mode
@@ -207,6 +226,8 @@ class Policy:
     anonymous: bool
     any_user: bool
     paths: frozenset[str]
+    guilds: frozenset[str]
+    owned: frozenset[str]
 
     @classmethod
     def from_settings(cls, route: RouteSettings) -> Policy:
@@ -215,6 +236,7 @@ class Policy:
         rules = () if isinstance(route.allow, str) else route.allow
         allow = tuple(_judged(index, rule, allow=True) for index, rule in enumerate(rules))
         deny = tuple(_judged(index, rule, allow=False) for index, rule in enumerate(route.deny))
+        asked = [one.rule.guild for one in (*allow, *deny) if one.rule.guild is not None]
         return cls(
             _mode=mode,
             _allow=allow,
@@ -222,6 +244,8 @@ class Policy:
             _key=(mode, frozenset(one.rule for one in allow), frozenset(one.rule for one in deny)),
             anonymous=mode == "everyone" and not deny,
             any_user=mode == "signed-in" and not deny,
+            guilds=frozenset(guild.guild for guild in asked),
+            owned=frozenset(guild.guild for guild in asked if guild.owner),
             paths=frozenset(path for one in (*allow, *deny) for path in one.rule.paths or ()),
         )
 
@@ -262,7 +286,11 @@ class Policy:
         for one in self._deny:
             person = not one.personal if identity is None else one.rule.fits_person(identity)
             if person and (one.anytime or one.rule.fits_request(facts, deny=True)):
-                return one.decision
+                member = one.rule.fits_member(identity, facts, deny=True)
+                if member is None:
+                    return _UNKNOWN
+                if member:
+                    return one.decision
         if self._mode == "everyone":
             return _EVERYONE
         if self._mode == "signed-in":
@@ -274,9 +302,13 @@ class Policy:
             if identity is None and one.personal:
                 refusal = _NOT_SIGNED_IN  # this rule could hold for somebody
             elif identity is None or one.rule.fits_person(identity):
-                if one.rule.is_fresh(facts):
+                member = one.rule.fits_member(identity, facts, deny=False)
+                if member and one.rule.is_fresh(facts):
                     return one.decision
-                refusal = one.stale
+                if member is None:
+                    refusal = _UNKNOWN
+                elif member and refusal is not _UNKNOWN:
+                    refusal = one.stale
         return refusal
 
 

@@ -163,9 +163,20 @@ class Request:
         return session is not None and session.id in session_ids and isinstance(self.work, Exchange)
 
     def expired(self, wall: float) -> bool:
-        """Whether an upstream is serving this request because of a session that has come to its end (epoch seconds)."""
+        """Whether an upstream is serving this request for a session that is over by `wall` (epoch seconds), or a role lost."""
         session = self.verdict.session if self.verdict is not None else None
-        return session is not None and session.expires_at < wall and isinstance(self.work, Exchange)
+        if session is None or not isinstance(self.work, Exchange):
+            return False
+        return session.expires_at < wall or self._shut_out(session)
+
+    def _shut_out(self, session: Session) -> bool:
+        """Whether the person has lost, in a Discord guild, what an answer or a tunnel under way was granted for."""
+        route = self.verdict.route if self.verdict is not None else None
+        if route is None or not route.policy.guilds or not self.status:
+            return False
+        judged, host = self._judged()
+        # By the rules in force now: the plan that the request began with may have no one to ask any more.
+        return self._relay.plan.gate.shuts_out(judged, host, self.origin.address, session)
 
     @property
     def body_out(self) -> int:

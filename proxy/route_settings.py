@@ -130,13 +130,29 @@ class DiscordRule(Section):
     users: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
         default=None, min_length=1, description="Discord accounts, by id."
     )
+    guild: Annotated[str, _SNOWFLAKE] | None = Field(default=None, description="Members of this guild.")
+    roles: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+        default=None, min_length=1, description="Who has one of these roles in the guild, by id."
+    )
+    all_roles: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+        default=None, min_length=1, description="Who has all of these roles in the guild, by id."
+    )
+    owner: Annotated[bool, FLAG] | None = Field(default=None, description="`true`: the guild's owner alone.")
+    member_for: Annotated[float, DURATION] | None = Field(
+        default=None, description="Shortest time since joining the guild."
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if all(value is None for _, value in self):
-            raise mistake(
-                "is empty, which would match everybody", "at least one of " + ", ".join(type(self).model_fields)
-            )
+            raise mistake("is empty, which would match everybody", "users or guild")
+        about = [name for name, value in self if name not in ("users", "guild") and value is not None]
+        if about and self.guild is None:
+            raise mistake(f"has {', '.join(about)} without a guild", "guild too")
+        if self.owner is False:
+            raise mistake("has owner = false, which asks nothing", "owner = true, or no owner")
+        if self.guild in (*(self.roles or ()), *(self.all_roles or ())):
+            raise mistake("names the guild's own id as a role, which Discord lists for nobody", "other roles, or none")
         return self
 
 

@@ -133,6 +133,19 @@ class LogtoSettings(Section):
         return self.endpoint + "/oidc"
 
 
+class DiscordSettings(Section):
+    """Discord, asked for who is in a guild."""
+
+    bot_token: Annotated[SecretStr, secret(20, "the token of a bot that is in the guilds")] = Field(
+        description="Token of a bot that is a member of every guild that rules name. It needs no permission there."
+    )
+    api: Annotated[str, pattern(r"https?://[^\s?#]*[^\s?#/]", "a URL", "the URL of Discord's API")] = written(
+        "https://discord.com/api/v10", "Discord's API."
+    )
+    ttl: Seconds = written("60s", "How long an answer of Discord's counts: a role that is taken away is gone by then.")
+    grace: Seconds = written("15m", "How much longer the last answer counts while Discord cannot be asked.")
+
+
 class CookieSettings(Section):
     """The session cookie."""
 

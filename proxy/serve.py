@@ -20,6 +20,7 @@ from proxy.accesslog import AccessLog
 from proxy.assertion import signer_of
 from proxy.claims import Tokens
 from proxy.counters import Tally
+from proxy.discord import Discord
 from proxy.errors import CannotServe
 from proxy.forwarding import Forwarding
 from proxy.gate import Gate
@@ -61,6 +62,7 @@ class Front:
     app: Starlette
     plan: Plan
     tls: ssl.SSLContext | None
+    discord: Discord | None
 
 
 @dataclass(slots=True)
@@ -150,6 +152,8 @@ class Gateway:
         await front.app.state.revocations.drain(REVOKE_SECONDS)
         if last or front.relying_party is not self.front.relying_party:
             await front.relying_party.close()
+        if front.discord is not None and (last or front.discord is not self.front.discord):
+            await front.discord.close()
 
 
 def build(settings: Settings) -> Gateway:
@@ -199,7 +203,8 @@ def _front(
     else:
         relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
-    gate = Gate(settings, routes, store)
+    discord = _discord(settings, routes, old)
+    gate = Gate(settings, routes, store, discord)
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
     app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns, sign_ins)
     limits = settings.limits
@@ -215,7 +220,19 @@ def _front(
         auth_path=f"{settings.prefix}/auth".encode(),
         tokens_of=_tokens_of(settings, store),
     )
-    return Front(settings, relying_party, gate, app, plan, tls)
+    return Front(settings, relying_party, gate, app, plan, tls, discord)
+
+
+def _discord(settings: Settings, routes: RouteTable, old: Front | None) -> Discord | None:
+    """Who knows the members of guilds: whoever did before, where nothing about it has changed."""
+    if settings.discord is None:
+        return None
+    owned = frozenset(guild for route in routes.routes for guild in route.policy.owned)
+    if old is not None and old.discord is not None and old.settings.discord == settings.discord:
+        before = frozenset(guild for route in old.gate.routes.routes for guild in route.policy.owned)
+        if before == owned:
+            return old.discord
+    return Discord(settings.discord, owned)
 
 
 def _asked_of_logto(settings: Settings) -> tuple[object, ...]:

@@ -25,6 +25,7 @@ from proxy.reference import json_schema, table
 from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
 from proxy.sections import (
     CookieSettings,
+    DiscordSettings,
     DrainSettings,
     IdentitySettings,
     LimitSettings,
@@ -40,9 +41,9 @@ from proxy.sources import CONFIG, EnvironmentSource, FileSource
 from proxy.tree import UPSTREAM
 
 __all__ = [
-    "CookieSettings", "DrainSettings", "HeaderSettings", "IdentitySettings", "LimitSettings", "Listen", "LogSettings",
-    "LogtoSettings", "MetricsSettings", "Problem", "RouteSettings", "RuleSettings", "SessionSettings", "Settings",
-    "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
+    "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings", "IdentitySettings", "LimitSettings",
+    "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "RouteSettings", "RuleSettings",
+    "SessionSettings", "Settings", "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
 ]  # fmt: skip
 
 DEFAULT_FILE: Final = Path("config/postern.toml")
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     )
     logto: LogtoSettings = Field(description="Logto.")
     session: SessionSettings = written({}, "Sessions.")
+    discord: DiscordSettings | None = written(None, "Discord, where rules name guilds. Default: none.")
     identity: IdentitySettings = written({}, "How apps learn who is there.")
     limits: LimitSettings = written({}, "Limits.")
     log: LogSettings = written({}, "The log.")

@@ -84,6 +84,9 @@ _ENGLISH: Final[Mapping[str, str]] = {
     "bad_request.text": "What arrived here is not a request that can be answered safely.",
     "store_down.title": "One moment, please",
     "store_down.text": "Your session cannot be checked right now. You are not signed out. Try again in a minute.",
+    "membership_unknown.title": "One moment, please",
+    "membership_unknown.text": "This is for members of a Discord server, and Discord does not say now who is one. You are still "
+    "signed in. Try again in a minute.",
     "upstream_down.title": "This app does not answer",
     "upstream_down.text": "You may open it, but the app at this address is not working. Try again in a minute.",
     "upstream_tls.title": "This app cannot be reached safely",
@@ -195,6 +198,9 @@ _CHINESE: Final[Mapping[str, str]] = {
     "bad_request.text": "收到的内容不是可以安全处理的请求。",
     "store_down.title": "请稍候",
     "store_down.text": "目前无法核对您的会话。您并未被退出登录。请稍后重试。",
+    "membership_unknown.title": "请稍候",
+    "membership_unknown.text": "此页面仅对某个 Discord 服务器的成员开放，而目前无法确认成员身份。"
+    "您仍处于登录状态，请一分钟后再试。",
     "upstream_down.title": "该应用没有响应",
     "upstream_down.text": "您有权打开它，但此地址背后的应用目前无法工作。请稍后重试。",
     "upstream_tls.title": "无法安全地连接该应用",
