@@ -91,6 +91,12 @@ def test_another_prefix_moves_all_of_it(tmp_path: Path) -> None:
         assert world.get("/.postern/healthz").status == 302
 
 
+def test_the_keys_of_the_assertion_are_public(world: World) -> None:
+    answer = world.get("/.postern/jwks.json", FETCH)
+    assert answer.status == 200
+    assert [key["kty"] for key in answer.json()["keys"]] == ["EC"]
+
+
 # -- health
 
 
