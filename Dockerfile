@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-ARG PYTHON=python:3.13-slim-bookworm
+ARG PYTHON=python:3.12-slim-bookworm
 
 # --- build: pip, the build backend and their caches stay behind here -------------------------------------------------
 FROM ${PYTHON} AS build
