@@ -42,7 +42,7 @@ class Channel:
         """The next message; None when the other end is gone, or speaks nonsense."""
         try:
             message = json.loads(await self._reader.readuntil(b"\n"))
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+        except (OSError, EOFError, ValueError, RecursionError, asyncio.LimitOverrunError):
             return None
         return message if isinstance(message, dict) else None
 

@@ -69,7 +69,7 @@ FAMILIES: Final = {
         Family("postern_request_bytes_total", "counter", "Payload received from clients.", ("route",)),
         Family("postern_response_bytes_total", "counter", "Payload sent to clients.", ("route",)),
         Family("postern_connections", "gauge", "Open connections of clients, WebSockets among them."),
-        Family("postern_connections_total", "counter", "Connections of clients so far."),
+        Family("postern_connections_accepted_total", "counter", "Connections that clients have made."),
         Family("postern_tunnels", "gauge", "Open WebSockets and other tunnels."),
         Family("postern_upstream_connections", "gauge", "Connections to a server behind.", ("upstream", "state")),
         Family("postern_upstream_waiting", "gauge", "Requests that wait for a connection's place.", ("upstream",)),
@@ -183,7 +183,7 @@ class Tally:
             "postern_first_byte_seconds": [[name, tally.first_byte.row] for name, tally in tallies],
             "postern_request_bytes_total": [[name, tally.received] for name, tally in tallies],
             "postern_response_bytes_total": [[name, tally.sent] for name, tally in tallies],
-            "postern_connections_total": [[self.connections]],
+            "postern_connections_accepted_total": [[self.connections]],
             "postern_session_lookups_total": [
                 ["memory", self.found_in_memory],
                 ["store", self.found_in_store],

@@ -28,7 +28,7 @@ from proxy.settings import Listen, Tls
 BACKLOG: Final = 2048
 GONE: Final = 0xFFFFFFFF  # what `Loads` says of a worker that takes no connections
 _BATCH: Final = 32  # connections taken before others of this worker have their turn
-_COURTESY: Final = 0.002  # seconds that a less busy worker has to take what waits
+_COURTESY: Final = 0.001  # seconds that a less busy worker has to take what waits
 # What accept(2) reports of one connection that is gone again: the next one may be fine.
 _PASSING: Final = frozenset(
     (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
@@ -94,7 +94,7 @@ def server_tls(settings: Tls | None) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(settings.cert, settings.key, password=lambda: b"")  # else it would be asked for
+        context.load_cert_chain(settings.cert, settings.key, password=_no_password)
     except (OSError, ValueError) as error:
         raise CannotServe(
             f"the certificate in {settings.cert} and {settings.key} cannot be used: {_why(error)}"
@@ -102,11 +102,16 @@ def server_tls(settings: Tls | None) -> ssl.SSLContext | None:
     return context
 
 
+def _no_password() -> bytes:
+    """Called for a key that is encrypted; without it OpenSSL would ask on the terminal."""
+    raise ValueError("the key needs a password")
+
+
 def _why(error: OSError | ValueError) -> str:
     """A reason without anything of what is in the files."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not PEM").replace("_", " ").lower()
-    return (error.strerror if isinstance(error, OSError) else None) or "the key needs a password"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class Loads:
@@ -128,22 +133,42 @@ class Loads:
         """Say how many connections `worker` has; GONE when it takes none."""
         self._counts[worker] = connections
 
-    def lightest(self, worker: int) -> bool:
-        """Whether no other worker has fewer connections than `worker`."""
-        return self._counts[worker] <= min(self._counts)
+    def fair(self, worker: int) -> bool:
+        """Whether `worker` has about as few connections as any other.
+
+        A few more make no difference, and where connections come and go quickly numbers are never even.
+        """
+        least = min(self._counts)
+        return self._counts[worker] <= least + 1 + least // 8
+
+    def others(self, worker: int) -> int:
+        """A number that stays the same as long as no other worker publishes a new one."""
+        return hash((*self._counts[:worker], *self._counts[worker + 1 :]))
 
 
 class Turn:
-    """One worker's part in sharing out connections."""
+    """One worker's part in sharing out connections.
+
+    Who has more connections than another lets that one go first, for a moment. If the other has not moved by then, it is busy,
+    or stuck, and nobody has to wait for it.
+    """
 
     def __init__(self, loads: Loads, worker: int) -> None:
         self._loads = loads
         self._worker = worker
+        self._left_to: int | None = None  # the others, as they were when it was left to them
 
     def ours(self, connections: int) -> bool:
-        """Whether the next connection should be this worker's, which has `connections` now."""
+        """Whether the next connection is this worker's, which has `connections` now. If not, it is to ask again soon."""
         self._loads.publish(self._worker, connections)
-        return self._loads.lightest(self._worker)
+        if self._loads.fair(self._worker):
+            self._left_to = None
+            return True
+        others = self._loads.others(self._worker)
+        if self._left_to == others:
+            return True
+        self._left_to = others
+        return False
 
     def leave(self) -> None:
         """Take no more connections."""
@@ -172,7 +197,6 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
-        self._yielded = False
         self._open = False
 
     @property
@@ -183,6 +207,8 @@ class Acceptor:
     def start(self) -> None:
         """Take connections from now on."""
         self._open = True
+        if self._turn is not None:
+            self._turn.ours(self._count())  # so that the others know of it before its first connection
         self._loop.add_reader(self._listener.fileno(), self._take)
 
     def stop(self) -> None:
@@ -200,13 +226,11 @@ class Acceptor:
     def _take(self) -> None:
         self._again = None
         for _ in range(_BATCH):
-            if self._turn is not None and not self._yielded and not self._turn.ours(self._count() + self.opening):
-                self._yielded = True
+            if self._turn is not None and not self._turn.ours(self._count() + self.opening):
                 self._rest(_COURTESY)
                 return
             if not self._accept():
-                break
-        self._yielded = False
+                return
 
     def _accept(self) -> bool:
         """Take one connection; False when none waits, or none can be taken now."""

@@ -6,7 +6,6 @@ pipe(7)); a socket to the journal does as well, and to a file that is opened for
 
 from __future__ import annotations
 
-import io
 import os
 import select
 from collections.abc import Iterator
@@ -20,19 +19,22 @@ class LogPlace:
 
     def __init__(self, place: str) -> None:
         self._path = None if place in _STREAMS else place
-        self._file = io.FileIO(_STREAMS[place], "w", closefd=False) if self._path is None else _appending(place)
+        self._fd = _STREAMS[place] if self._path is None else _open(place)
 
     @property
     def terminal(self) -> bool:
         """Whether people look at it as it is written."""
-        return self._file.isatty()
+        return os.isatty(self._fd)
 
     def write(self, text: str) -> None:
         """Write whole lines. Blocks as long as nobody takes them; OSError when nobody will."""
         for piece in pieces(text.encode()):
             left = piece
             while left:
-                left = left[self._file.write(left) or self._await_room() :]
+                try:
+                    left = left[os.write(self._fd, left) :]
+                except BlockingIOError:  # somebody has made the stream non-blocking, and it is full
+                    select.select((), (self._fd,), ())
 
     def flush(self) -> None:
         """Nothing is held back here."""
@@ -40,19 +42,20 @@ class LogPlace:
     def reopen(self) -> None:
         """Go on in a new file of the same name, when the old one was moved away. OSError leaves everything as it was."""
         if self._path is not None:
-            with _appending(self._path) as file:
-                # In one step: a thread that is writing at this moment writes to the one or to the other.
-                os.dup2(file.fileno(), self._file.fileno(), inheritable=False)
+            fd = _open(self._path)
+            # In one step: a thread that is writing at this moment writes to the one or to the other.
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
 
-    def _await_room(self) -> int:
-        """Somebody has made the stream non-blocking, and it is full: wait. Returns 0."""
-        select.select((), (self._file,), ())
-        return 0
+    def close(self) -> None:
+        """Let go of a file."""
+        if self._path is not None and self._fd >= 0:
+            fd, self._fd = self._fd, -1  # first: the number may soon be that of something else
+            os.close(fd)
 
 
-def _appending(path: str) -> io.FileIO:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-    return io.FileIO(os.open(path, flags, 0o640), "w")
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
 
 def pieces(data: bytes) -> Iterator[bytes]:

@@ -109,8 +109,11 @@ class Gateway:
         old = self.front
         front = _front(settings, self.keyring, self.store, self.upstreams, self.sign_ins, old)
         if settings.log != old.settings.log:
-            self.log_place, form = access_place(settings.log)
-            self.log.redirect(self.log_place, form)
+            place, form = access_place(settings.log)
+            self.log.redirect(place, form)
+            place, self.log_place = self.log_place, place
+            if place is not None:  # lines are written by a thread: it may not be done
+                asyncio.get_running_loop().call_later(RETIRE_SECONDS, place.close)
         self.keyring.rotate(settings.seal_secrets)
         self.upstreams.keep(
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
@@ -139,6 +142,8 @@ class Gateway:
         await self._leave(self.front, last=True)
         await self.store.close()
         self.log.flush()
+        if self.log_place is not None:
+            self.log_place.close()
         if self.relay.tracer is not None:
             self.relay.tracer.close()
 
