@@ -109,6 +109,11 @@ class LogtoSettings(Section):
         "How often Logto is asked anew about somebody whose session is in use: still signed in, with which roles. Nobody waits "
         "for it.",
     )
+    sign_out: Annotated[Literal["everywhere", "here"], choice("everywhere", "here")] = written(
+        "everywhere",
+        "What a sign-out ends: the session here and the one at Logto, or the one `here` alone, after which Logto still knows "
+        "the person. The sign-out page offers the other one too.",
+    )
     resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
     timeout: Seconds = written("10s", "How long one request to Logto may take.")
     webhook_key: Annotated[SecretStr | None, _WEBHOOK_KEY] = written(

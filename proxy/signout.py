@@ -1,5 +1,8 @@
 """The way out: the session ends here at once, at Logto by way of the browser, and its refresh token in the background.
 
+Or here alone, by `logto.sign_out` or at the person's choice: then Logto knows the person still, and whoever wants in again is
+asked who they are. Without that a click on "sign in" would undo the sign-out in silence, for whoever sits there next.
+
 A sign-out is only done for a POST that provably comes from a page of this very site: otherwise any site could sign people
 out, or, worse, have them sign in again as somebody else (login CSRF). A GET shows the button.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request
@@ -26,6 +29,8 @@ from proxy.session import SessionStore, clear_cookie_header
 from proxy.settings import Settings
 
 _log = logging.getLogger("postern.signout")
+
+Reach = Literal["everywhere", "here"]
 
 _LOGTO_PATIENCE: Final = 3.0  # seconds to find out where Logto's sign-out is; the person is signed out here already
 _REMEMBERED_SECONDS: Final = 600
@@ -73,6 +78,7 @@ class SignOut:
         self._answers = answers
         self._returns = returns
         self._revocations = revocations
+        self._usual: Reach = settings.logto.sign_out
         self._memory = settings.session.cookie.name + "_return"
 
     async def sign_out(self, request: Request) -> Response:
@@ -88,20 +94,38 @@ class SignOut:
             )
         visit = await self._visits.of(request)
         if visit is None:
-            response = self._signed_out(request, return_to)
+            here = self._reach(request) == "here"
+            response = self._signed_out(request, return_to, page="signed_out_of_app" if here else "signed_out")
             if request.method == "POST":
                 response.headers.append("set-cookie", clear_cookie_header(self._settings))
             return response
         if request.method == "POST":
             return await self._end(request, visit, return_to)
-        query = f"?return_to={quote(return_to, safe='')}" if return_to else ""
+        return self._ask(request, visit, return_to)
+
+    def _reach(self, request: Request) -> Reach:
+        """How far a sign-out is to go: as its button says, else as the settings do."""
+        match request.query_params.get("from"):
+            case "everywhere" | "here" as chosen:
+                return "here" if chosen == "here" else "everywhere"
+            case _:
+                return self._usual
+
+    def _ask(self, request: Request, visit: Visit, return_to: str | None) -> Response:
+        """The page with the buttons: first what the settings, or the link that led here, have in mind, then the other."""
+        usual = self._reach(request)
+        other = "everywhere" if usual == "here" else "here"
+        back = [f"return_to={quote(return_to, safe='')}"] if return_to else []
+        first = "&".join([*back, *([f"from={usual}"] if usual != self._usual else [])])
+        url = f"{self._answers.prefix}/sign-out"
         return self._pages.render(
-            "sign_out",
+            "sign_out_of_app" if usual == "here" else "sign_out",
             locale=locale_of(request),
             request_id=call_of(request).request_id,
             facts=[account_fact(visit.session.identity)],
             actions=[
-                Action("action.sign_out", f"{self._answers.prefix}/sign-out{query}", post=True),
+                Action("action.sign_out", f"{url}?{first}" if first else url, post=True),
+                Action(f"action.sign_out_{other}", f"{url}?{'&'.join([*back, f'from={other}'])}", post=True),
                 Action("action.stay", return_to or self._answers.prefix + "/"),
             ],
         )
@@ -126,7 +150,17 @@ class SignOut:
         # From here on the person is signed out, whatever Logto does or does not.
         if tokens is not None:
             self._revocations.start(tokens)
-        set_cookies = [clear_cookie_header(self._settings)]
+        if self._reach(request) == "here":
+            response = self._signed_out(request, return_to, page="signed_out_of_app")
+        else:
+            response = await self._on_to_logto(request, tokens, return_to)
+        response.headers.append("set-cookie", clear_cookie_header(self._settings))
+        # Apps say nothing of caches for most of what they send, and a Back button asks nobody: what the browser keeps of
+        # this host goes with the session. Sent here only: it can take a browser a second, and this is worth it.
+        response.headers["Clear-Site-Data"] = '"cache"'
+        return response
+
+    async def _on_to_logto(self, request: Request, tokens: Tokens | None, return_to: str | None) -> Response:
         try:
             async with asyncio.timeout(_LOGTO_PATIENCE):
                 url = await self._relying_party.sign_out_url(tokens)
@@ -136,16 +170,9 @@ class SignOut:
                 error or "timeout",
                 extra={"request_id": call_of(request).request_id},
             )
-            response = self._signed_out(request, return_to, page="signed_out_here")
-            response.headers.append("set-cookie", set_cookies[0])
-        else:
-            if return_to is not None:
-                set_cookies.append(self._remember(return_to))
-            response = redirect(url, 303, set_cookies=set_cookies)  # 303: a POST becomes a GET (RFC 9110 15.4.4)
-        # Apps say nothing of caches for most of what they send, and a Back button asks nobody: what the browser keeps of
-        # this host goes with the session. Sent here only: it can take a browser a second, and this is worth it.
-        response.headers["Clear-Site-Data"] = '"cache"'
-        return response
+            return self._signed_out(request, return_to, page="signed_out_here")
+        set_cookies = [self._remember(return_to)] if return_to is not None else []
+        return redirect(url, 303, set_cookies=set_cookies)  # 303: a POST becomes a GET (RFC 9110 15.4.4)
 
     async def signed_out(self, request: Request) -> Response:
         """GET /signed-out: where Logto sends the browser after its own sign-out."""
@@ -160,9 +187,11 @@ class SignOut:
         return response
 
     def _signed_out(self, request: Request, return_to: str | None, *, page: str = "signed_out") -> Response:
-        actions = [Action("action.sign_in_again", self._answers.sign_in_url(return_to))]
+        known_still = page != "signed_out"
+        actions = [Action("action.sign_in_again", self._answers.sign_in_url(return_to, switch=known_still))]
         if return_to is not None:
-            actions.insert(0, Action("action.continue", return_to))
+            # Where Logto knows the person still, going on may be going in again: that is not the first thing to offer.
+            actions.insert(1 if known_still else 0, Action("action.continue", return_to))
         return self._pages.render(
             page, locale=locale_of(request), request_id=call_of(request).request_id, actions=actions
         )

@@ -24,7 +24,7 @@ from proxy.logto_http import LogtoHttp
 from proxy.logto_setup import ADMIN_CLIENT
 from proxy.sandbox import SANDBOX_ADMIN_SECRET, SandboxConfig
 from proxy.sandbox.run import RunningLogto, running_logto
-from proxy.sandbox.visitor import visit
+from proxy.sandbox.visitor import LostError, visit
 from proxy.serve import serve
 from proxy.settings import load
 from tests.logto_stand import Stand
@@ -153,6 +153,37 @@ def test_signing_out_at_logto_ends_that_session_and_no_other() -> None:
             assert [await it.status(client) for client in (here, elsewhere, other)] == [401, 200, 200]
 
     run(conversation)
+
+
+@pytest.mark.parametrize("reach", ["here", "everywhere"])
+def test_a_sign_out_here_leaves_the_person_signed_in_at_logto_and_one_from_everywhere_does_not(reach: str) -> None:
+    async def conversation(it: World) -> None:
+        async with it.sign_in(ADA) as client:
+            headers = {"origin": it.url, "accept": "text/html"}
+            answer = await client.post(f"{it.url}/.postern/sign-out?from={reach}", headers=headers)
+            if reach == "everywhere":
+                assert (await visit(client, answer.headers["location"], ADA)) == it.url + "/.postern/signed-out"
+            assert await it.status(client) == 401
+            again = await client.get(it.url + "/.postern/sign-in", headers={"accept": "text/html"})
+            assert await _silently(client, again.headers["location"]) is (reach == "here")
+            # What the button on the page asks for: a question, whatever Logto remembers.
+            again = await client.get(it.url + "/.postern/sign-in?prompt=login", headers={"accept": "text/html"})
+            assert not await _silently(client, again.headers["location"])
+            deadline = time.monotonic() + WITHIN
+            while not it.logto.state.received("revocation"):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+
+    run(conversation)
+
+
+async def _silently(client: httpx2.AsyncClient, url: str) -> bool:
+    """Whether Logto leads back without a question that only a person could answer."""
+    try:
+        await visit(client, url, "nobody")
+    except LostError:
+        return False
+    return True
 
 
 Happening = Callable[[World], Awaitable[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,3 +191,82 @@ def test_a_store_out_of_reach_signs_nobody_out_and_says_so(tmp_path: Path) -> No
 def test_draining_waits_for_nothing_when_there_is_nothing(world: World) -> None:
     world.runner.run(world.app.state.revocations.drain(5))
     assert world.logto.revoked == []
+
+
+# -- of this app, or of everything ------------------------------------------------------------------------------------
+
+SWITCH = 'href="https://apps.example.com/.postern/sign-in?return_to=https://apps.example.com/page&amp;prompt=login"'
+
+
+def reaching(tmp_path: Path, usual: str) -> World:
+    return World(settings_for(tmp_path, POSTERN_LOGTO__SIGN_OUT=usual))
+
+
+@pytest.mark.parametrize(
+    ("usual", "query", "at_logto"),
+    [
+        ("everywhere", "", True),
+        ("everywhere", "?from=everywhere", True),
+        ("everywhere", "?from=here", False),
+        ("everywhere", "?from=nowhere", True),
+        ("everywhere", "?from=", True),
+        ("here", "", False),
+        ("here", "?from=here", False),
+        ("here", "?from=everywhere", True),
+        ("here", "?from=nowhere", False),
+    ],
+)
+def test_a_sign_out_goes_as_far_as_its_button_or_else_the_settings_say(
+    tmp_path: Path, usual: str, query: str, at_logto: bool
+) -> None:
+    with reaching(tmp_path, usual) as world:
+        cookie = world.sign_in()
+        answer = world.post(PATH + query, FORM, Cookie=cookie)
+        assert answer.status == (303 if at_logto else 200)
+        assert world.logto.hints == ([TOKENS] if at_logto else [])
+        assert not alive(world, cookie)
+        assert clears_session(answer)
+        assert answer.headers["clear-site-data"] == '"cache"'
+        world.runner.run(world.app.state.revocations.drain(5))
+        assert world.logto.revoked == [TOKENS]
+
+
+def test_after_a_sign_out_here_nobody_is_signed_in_again_in_silence(tmp_path: Path) -> None:
+    with reaching(tmp_path, "here") as world:
+        cookie = world.sign_in()
+        answers = [world.post(PATH + "?return_to=/page", FORM, Cookie=cookie) for _ in range(2)]  # the second: a reload
+        for answer in answers:
+            assert "The sign-in service knows you still." in answer.text
+            assert SWITCH in answer.text
+            assert answer.text.index(SWITCH) < answer.text.index('href="https://apps.example.com/page"')
+
+
+def test_nor_when_logto_could_not_be_told(world: World) -> None:
+    world.logto.sign_out = LogtoUnavailable("no route")
+    assert SWITCH in world.post(PATH + "?return_to=/page", FORM, Cookie=world.sign_in()).text
+
+
+@pytest.mark.parametrize(
+    ("usual", "query", "text", "buttons"),
+    [
+        ("everywhere", "", "here and at the sign-in service", ["", "?from=here"]),
+        ("everywhere", "?from=here", "will still know you", ["?from=here", "?from=everywhere"]),
+        ("here", "", "will still know you", ["", "?from=everywhere"]),
+        ("here", "?from=everywhere", "here and at the sign-in service", ["?from=everywhere", "?from=here"]),
+    ],
+)
+def test_the_page_offers_both_the_usual_one_first(
+    tmp_path: Path, usual: str, query: str, text: str, buttons: list[str]
+) -> None:
+    with reaching(tmp_path, usual) as world:
+        answer = world.get(PATH + query, Cookie=world.sign_in())
+        assert text in answer.text
+        found = re.findall(r'<form method="post" action="/\.postern/sign-out([^"]*)">', answer.text)
+        assert found == buttons
+
+
+def test_both_buttons_lead_back(tmp_path: Path) -> None:
+    with reaching(tmp_path, "everywhere") as world:
+        answer = world.get(PATH + "?return_to=/page", Cookie=world.sign_in())
+        assert answer.text.count("sign-out?return_to=https%3A%2F%2Fapps.example.com%2Fpage") == 2
+        assert "page&amp;from=here" in answer.text
