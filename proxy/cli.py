@@ -137,14 +137,14 @@ def sample(host: str, port: int) -> None:
 )
 def explain(config: Path | None, url: str, method: str, client: str, claims: Path | None) -> None:
     """Tell which route and which rule decide about a URL, and which headers the app would get."""
-    from proxy.explain import explain as explain_request
+    from proxy.explain import explain_asking
 
     settings = _load(config)
     try:
         person: Any = json.loads(claims.read_bytes()) if claims is not None else None
         if person is not None and not isinstance(person, dict):
             raise ValueError("the claims must be a JSON object")
-        explanation = explain_request(settings, url, method, person, client)
+        explanation = asyncio.run(explain_asking(settings, url, method, person, client))
     except MalformedRequest as error:
         click.echo(f"verdict  bad request ({error.status}): {error.reason}")
         return

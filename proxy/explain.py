@@ -9,8 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from proxy.claims import identity_from_claims
+from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
-from proxy.gate import Gate, Verdict
+from proxy.gate import Gate, Guilds, Kind, Verdict
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import RouteTable
 from proxy.serve import route_headers
@@ -26,11 +27,36 @@ class Explanation:
     head: bytes | None
 
 
-def explain(
+async def explain_asking(
     settings: Settings, url: str, method: str, claims: Mapping[str, Any] | None, client: str = "127.0.0.1"
+) -> Explanation:
+    """As `explain`, asking Discord who is in a guild where that decides."""
+    if settings.discord is None:
+        return explain(settings, url, method, claims, client)
+    owned = frozenset(guild for route in RouteTable.from_settings(settings).routes for guild in route.policy.owned)
+    discord = Discord(settings.discord, owned)
+    try:
+        explanation = explain(settings, url, method, claims, client, discord)
+        session, route = explanation.verdict.session, explanation.verdict.route
+        if explanation.verdict.kind is Kind.UNAVAILABLE and session is not None and route is not None:
+            await discord.learn(route.policy.guilds, session.identity.discord_id or "")
+            explanation = explain(settings, url, method, claims, client, discord)
+        return explanation
+    finally:
+        await discord.close()
+
+
+def explain(
+    settings: Settings,
+    url: str,
+    method: str,
+    claims: Mapping[str, Any] | None,
+    client: str = "127.0.0.1",
+    guilds: Guilds | None = None,
 ) -> Explanation:
     """Judge `method` on `url` for the person that `claims` describe (None: nobody is signed in), as the gate would.
 
+    `auth_time` among the claims says when the person signed in, else it was just now; `guilds` knows who is in which.
     Raises ValueError when the URL or the claims are not usable, MalformedRequest when the relay would refuse the request.
     """
     parts = urlsplit(url)
@@ -39,7 +65,7 @@ def explain(
     head = _head(url, method, parts.netloc)
     store = MemoryStore(idle=settings.session.idle, lifetime=settings.session.lifetime)
     routes = RouteTable.from_settings(settings)
-    gate = Gate(settings, routes, store)
+    gate = Gate(settings, routes, store, guilds)
     match = gate.match(head, parts.netloc)
     if isinstance(match, Verdict):
         return Explanation(match, None)
@@ -74,7 +100,7 @@ def _session(settings: Settings, claims: Mapping[str, Any]) -> Session:
         created_at=now,
         seen_at=now,
         expires_at=now + settings.session.lifetime,
-        signed_in_at=now,
+        signed_in_at=float(told) if isinstance(told := claims.get("auth_time"), int | float) else now,
         browser="",
         address="",
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import MalformedRequest
-from proxy.explain import explain
+from proxy.explain import explain, explain_asking
 from proxy.gate import Kind
 from proxy.settings import Settings, load
 
@@ -75,6 +76,19 @@ def test_the_head_is_what_the_app_would_get(settings: Settings) -> None:
     assert "X-Forwarded-User: u1" in lines
     assert "X-Who: ann <ann@example.com>" in lines
     assert "X-Forwarded-For: 1.2.3.4" in lines
+
+
+def test_without_guilds_discord_is_not_asked(settings: Settings) -> None:
+    explanation = asyncio.run(explain_asking(settings, "https://wiki.example.com/a", "GET", STAFF))
+    assert explanation.verdict.kind is Kind.PASS
+
+
+@pytest.mark.parametrize(("auth_time", "kind"), [(0, Kind.SIGN_IN), (None, Kind.PASS), ("soon", Kind.PASS)])
+def test_the_time_of_the_sign_in_is_among_the_claims(tmp_path: Path, auth_time: object, kind: Kind) -> None:
+    file = tmp_path / "fresh.toml"
+    file.write_text(TOML.replace('roles = ["staff"] }', 'roles = ["staff"], signed_in_within = "15m" }'))
+    claims = {**STAFF, "auth_time": auth_time}
+    assert explain(load(file, {}), "https://wiki.example.com/a", "GET", claims).verdict.kind is kind
 
 
 def test_what_passes_nobody_shows_no_head(settings: Settings) -> None:

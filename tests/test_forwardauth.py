@@ -12,6 +12,8 @@ from proxy.errors import MalformedRequest
 from proxy.forwardauth import Dialect, dialect_of, read
 from proxy.forwarding import Forwarding
 from proxy.http1 import RequestHead
+from proxy.sandbox import SandboxConfig
+from proxy.sandbox.run import running_logto
 from tests.relay_world import World, relay_world, run
 
 AUTH = b"/.postern/auth"
@@ -315,3 +317,24 @@ def test_any_question_is_read_or_refused(values: dict[bytes, bytes]) -> None:
         return
     assert asked.head.path.startswith(b"/")
     assert b"?" not in asked.head.path
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sign_in_of_long_ago_is_asked_again_rather_than_round_in_a_circle(way: str) -> None:
+    """Without `prompt=login` Logto would send the person back as they came, for ever."""
+
+    async def ask() -> None:
+        async with running_logto(SandboxConfig()) as logto:
+            toml = TOML.replace("http://127.0.0.1:9", logto.url).replace(
+                '["admin"] }', '["admin"], signed_in_within = "15m" }'
+            )
+            async with relay_world(toml) as world:
+                cookie = (await world.sign_in(roles=("admin",))).decode()
+                assert (await world.ask(WAYS[way]("/admin", Cookie=cookie, **PAGE)))[0] == 200
+                for kept in world.gateway.store._sessions.values():  # type: ignore[attr-defined]  # in memory
+                    kept.session.signed_in_at -= 3600
+                status, head, _ = await world.ask(WAYS[way]("/admin", Cookie=cookie, **PAGE))
+                assert status == (401 if way == "nginx" else 302)
+                assert b"prompt=login" in head
+
+    run(ask())
