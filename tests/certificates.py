@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = dt.timedelta(days=1)
 
@@ -29,16 +29,8 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
-            data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-        )  # fmt: skip
-        builder = self._builder(self._name, self._key.public_key(), DAY)
-        certificate = (
-            builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
+        builder = self._builder(self._name, self._key.public_key(), DAY, authority=True)
+        certificate = builder.sign(self._key, hashes.SHA256())
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
@@ -46,9 +38,14 @@ class Authority:
         """A certificate for `names` (hosts and addresses) and its key, as files called `file`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, file)])
-        builder = self._builder(subject, key.public_key(), -DAY if expired else DAY)
         alternatives = x509.SubjectAlternativeName([_general(name) for name in names])
-        certificate = builder.add_extension(alternatives, critical=False).sign(self._key, hashes.SHA256())
+        purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+        certificate = (
+            self._builder(subject, key.public_key(), -DAY if expired else DAY, authority=False)
+            .add_extension(alternatives, critical=False)
+            .add_extension(purposes, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
         cert_file, key_file = self._folder / f"{file}.pem", self._folder / f"{file}.key"
         cert_file.write_bytes(certificate.public_bytes(Encoding.PEM))
         sealed: KeySerializationEncryption = BestAvailableEncryption(password) if password else NoEncryption()
@@ -65,17 +62,32 @@ class Authority:
         return context
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, until: dt.timedelta
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, until: dt.timedelta, *, authority: bool
     ) -> x509.CertificateBuilder:
+        """With all that RFC 5280 4.2.1 asks for: since 3.13 Python's default contexts insist on it (VERIFY_X509_STRICT)."""
         now = dt.datetime.now(dt.UTC)
-        return x509.CertificateBuilder(
-            issuer_name=self._name,
-            subject_name=subject,
-            public_key=key,
-            serial_number=x509.random_serial_number(),
-            not_valid_before=now - 10 * DAY,
-            not_valid_after=now + until,
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return (
+            x509.CertificateBuilder(
+                issuer_name=self._name,
+                subject_name=subject,
+                public_key=key,
+                serial_number=x509.random_serial_number(),
+                not_valid_before=now - 10 * DAY,
+                not_valid_after=now + until,
+            )
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(_usage(authority=authority), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(signer, critical=False)
         )
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=authority, crl_sign=authority, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
 
 
 def _general(name: str) -> x509.GeneralName:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from proxy.serve import build, make_server, serve
 from proxy.settings import load
+from tests.certificates import Authority
 from tests.relay_world import relay_world, run, settings_for
 
 TOKENS = """
@@ -108,32 +104,10 @@ def test_it_listens_on_a_unix_socket(tmp_path: Path) -> None:
     assert run(ask()).startswith(b"HTTP/1.1 200 OK")
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "cert.pem", folder / "key.pem"
-    paths[0].write_bytes(cert.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
-
-
 def test_it_speaks_tls_and_tells_the_app_so(tmp_path: Path) -> None:
     async def ask() -> bytes:
-        cert, key = certificate(tmp_path)
+        authority = Authority(tmp_path)
+        cert, key = authority.issue("gateway", "localhost")
         settings = load(
             Path(os.devnull),
             {
@@ -150,7 +124,7 @@ def test_it_speaks_tls_and_tells_the_app_so(tmp_path: Path) -> None:
         listening = asyncio.Event()
         task = asyncio.create_task(serve(settings, started=listening.set))
         await asyncio.wait_for(listening.wait(), 10)
-        context = ssl.create_default_context(cafile=cert)
+        context = ssl.create_default_context(cafile=authority.file)
         reader, writer = await asyncio.open_unix_connection(
             tmp_path / "tls.sock", ssl=context, server_hostname="localhost"
         )

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from proxy.claims import Grant, Identity, Tokens
 from proxy.errors import StoreUnavailable
@@ -25,6 +19,7 @@ from proxy.session_cache import Line
 from proxy.session_records import Record
 from proxy.session_redis import RedisStore
 from proxy.session_servers import Reach
+from tests.certificates import Authority
 from tests.redis_server import RedisServer, redis_server
 
 RING = KeyRing([b"k" * 32])
@@ -570,9 +565,11 @@ async def shut(writer: asyncio.StreamWriter) -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
-    options = ("--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
-    with redis_server(*options, scheme="rediss", url_query=f"ssl_ca_certs={cert}") as server:
+    authority = Authority(tmp_path)
+    cert, key = map(str, authority.issue("redis", "127.0.0.1"))
+    ca = str(authority.file)
+    options = ("--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ca, "--tls-auth-clients", "no")
+    with redis_server(*options, scheme="rediss", url_query=f"ssl_ca_certs={ca}") as server:
 
         async def conversation(store: RedisStore) -> None:
             _, cookie = await sign_in(store)
@@ -585,26 +582,6 @@ def test_tls(tmp_path: Path) -> None:
 
         run(server.url.partition("?")[0], stranger)
         run(server.url.partition("?")[0] + f"?ssl_ca_certs={tmp_path}/none.pem", stranger)
-
-
-def certificate(directory: Path) -> tuple[str, str]:
-    """Make a certificate for 127.0.0.1 that signs itself; returns the paths of it and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (directory / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(directory / "cert.pem"), str(directory / "key.pem")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.certificates import Authority
 from tests.e2e.conftest import Gateway, StartGateway
 from tests.e2e.processes import Processes, free_port
 
@@ -234,22 +230,8 @@ def test_over_tls_the_cookies_are_the_gateways_alone(
 
 def _certificate(directory: Path) -> dict[str, str]:
     """A certificate for localhost that nobody vouches for, as settings in the environment."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = {"POSTERN_TLS__CERT": directory / "cert.pem", "POSTERN_TLS__KEY": directory / "key.pem"}
-    paths["POSTERN_TLS__CERT"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths["POSTERN_TLS__KEY"].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return {name: str(path) for name, path in paths.items()}
+    cert, key = Authority(directory).issue("gateway", "localhost")
+    return {"POSTERN_TLS__CERT": str(cert), "POSTERN_TLS__KEY": str(key)}
 
 
 def _to_discord(page: Page) -> None:
