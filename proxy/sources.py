@@ -30,7 +30,7 @@ _SERVICE_LINK: Final = re.compile(r"POSTERN_(?:SERVICE_(?:HOST|PORT)(?:_\w+)?|PO
 _LARGEST_SECRET: Final = 64 * 1024
 
 
-class Unusable(Exception):  # noqa: N818 -- carries a problem across a few calls, never leaves this module
+class Unusable(Exception):
     """A value from outside that cannot even be laid into the tree."""
 
     def __init__(self, problem: Problem, path: Path = ()) -> None:
@@ -165,8 +165,8 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         known += [key.variable + FROM_FILE for key in keys(self.settings_cls) if key.secret]
         # Without the prefix, which would make any two names look alike.
         meant = re.sub(r"__\d+(?=__|$)", "__N", name).removeprefix(PREFIX)
-        near = get_close_matches(meant, [other.removeprefix(PREFIX) for other in known], 1, 0.6)
-        what = f'is not a known variable (did you mean "{PREFIX}{near[0]}"?)' if near else "is not a known variable"
+        near = _nearest(meant, [other.removeprefix(PREFIX) for other in known])
+        what = f'is not a known variable (did you mean "{PREFIX}{near}"?)' if near else "is not a known variable"
         accepted = f"{PREFIX} and a key path joined by {JOINT}, list items by number from 0; {FROM_FILE} for secrets"
         return Problem(name if name.isprintable() else quoted(name), what, accepted)
 
@@ -195,6 +195,16 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         elif step == len(here):
             here.append({})
         return step < len(here)
+
+
+def _nearest(meant: str, known: list[str]) -> str | None:
+    """Which of `known` looks like `meant`. What both share as a section says nothing: there the last step alone counts."""
+    section, _, last = meant.rpartition(JOINT)
+    for name in get_close_matches(meant, known, 5, 0.6):
+        other_section, _, other_last = name.rpartition(JOINT)
+        if section != other_section or get_close_matches(last, [other_last], 1, 0.6):
+            return name
+    return None
 
 
 def _parsed(name: str, text: str, key: Key, path: Path) -> Any:

@@ -51,7 +51,13 @@ def test_sections() -> None:
 
 
 def test_secrets_are_known_as_such() -> None:
-    assert {dotted(key.path) for key in keys(Settings) if key.secret} == {"secret", "logto.app_secret", "session.store"}
+    assert {dotted(key.path) for key in keys(Settings) if key.secret} == {
+        "secret",
+        "logto.app_secret",
+        "logto.webhook_key",
+        "session.store",
+        "discord.bot_token",
+    }
 
 
 def test_names() -> None:
