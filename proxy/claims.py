@@ -27,11 +27,12 @@ class Identity:
     discord_id: str | None = None
     discord_username: str | None = None
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    guild_groups: tuple[str, ...] = ()  # names that the settings give to roles in Discord guilds; nothing Logto says
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Roles, then organization roles: what X-Forwarded-Groups carries."""
-        return self.roles + self.organization_roles
+        """Roles, then organization roles, then those of Discord guilds: what X-Forwarded-Groups carries."""
+        return self.roles + self.organization_roles + self.guild_groups
 
     @property
     def display(self) -> str:

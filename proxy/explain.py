@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from proxy.claims import identity_from_claims
 from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
-from proxy.gate import Gate, Guilds, Kind, Verdict
+from proxy.gate import Gate, Guilds, Verdict
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import RouteTable
 from proxy.serve import route_headers
@@ -38,8 +38,9 @@ async def explain_asking(
     try:
         explanation = explain(settings, url, method, claims, client, discord)
         session, route = explanation.verdict.session, explanation.verdict.route
-        if explanation.verdict.kind is Kind.UNAVAILABLE and session is not None and route is not None:
-            await discord.learn(route.policy.guilds, session.identity.discord_id or "")
+        user = session.identity.discord_id if session is not None else None
+        if user is not None and route is not None and route.policy.guilds:
+            await discord.learn(route.policy.guilds, user)
             explanation = explain(settings, url, method, claims, client, discord)
         return explanation
     finally:
@@ -74,7 +75,7 @@ def explain(
     if verdict.status or verdict.route is None:
         return Explanation(verdict, None)
     headers = route_headers(settings, routes)[verdict.route]
-    block = headers.identity_block(session.identity if session is not None else None, None)
+    block = headers.identity_block(verdict.identity, None)
     forwarding = Forwarding(())
     origin = forwarding.origin(head, forwarding.peer(client), parts.scheme.encode())
     return Explanation(verdict, headers.to_upstream(head, origin, block, b"example"))

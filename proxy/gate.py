@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Protocol
 
 from proxy import cookies
+from proxy.claims import Identity
 from proxy.errors import StoreUnavailable, UpstreamProblem
 from proxy.forwarding import Address, loops
 from proxy.http1 import RequestHead
@@ -50,10 +51,10 @@ class Verdict:
     """What the gate says of one request, with the reason that pages, logs and `explain` show.
 
     `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
-    where the gateway answers (0 for PASS and OWN).
+    where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in.
     """
 
-    __slots__ = ("decision", "detail", "kind", "reason", "route", "session", "status")
+    __slots__ = ("decision", "detail", "groups", "kind", "reason", "route", "session", "status")
 
     def __init__(
         self,
@@ -65,7 +66,9 @@ class Verdict:
         status: int = 0,
         reason: str = "",
         detail: str = "",
+        groups: tuple[str, ...] = (),
     ) -> None:
+        self.groups = groups
         self.kind = kind
         self.route = route
         self.session = session
@@ -73,6 +76,19 @@ class Verdict:
         self.status = status
         self.reason = reason or kind.value
         self.detail = detail
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who is there, as the app is told."""
+        if self.session is None:
+            return None
+        identity = self.session.identity
+        return replace(identity, guild_groups=self.groups) if self.groups else identity
+
+    @property
+    def told(self) -> object:
+        """What the identity fields for the app are kept under: they are the same for the same of these, in one session."""
+        return (self.route, self.groups) if self.groups else self.route
 
     def __repr__(self) -> str:
         return f"Verdict({self.kind.name}, route={self.route.name if self.route else None}, reason={self.reason!r})"
@@ -159,6 +175,7 @@ class Gate:
         """`guilds` knows who is in which Discord guild; None: nobody does."""
         self.routes = routes
         self._guilds = guilds
+        self._group_names = settings.discord.groups if settings.discord is not None else {}
         self._store = store
         self._clock = clock
         self._cookie = cookie_name(settings).encode()
@@ -210,12 +227,24 @@ class Gate:
         return verdict.kind in (Kind.FORBIDDEN, Kind.UNAVAILABLE) and not self._could_ask(verdict)
 
     def _could_ask(self, verdict: Verdict) -> bool:
-        """Whether a verdict was reached for want of an answer of Discord's that may be had."""
+        """Whether a verdict was reached, or groups are missing from it, for want of an answer of Discord's that may be had."""
         guilds = self._guilds
-        if guilds is None or verdict.reason != Reason.MEMBERSHIP_UNKNOWN.value:
+        if guilds is None or not (verdict.reason == Reason.MEMBERSHIP_UNKNOWN.value or self._has_groups(verdict)):
             return False
         policy, user = _asked_of_discord(verdict)
         return any(guilds.peek(guild, user) is Doubt.ASK for guild in policy.guilds)
+
+    def _has_groups(self, verdict: Verdict) -> bool:
+        """Whether the app is to be told of groups in Discord."""
+        route, session = verdict.route, verdict.session
+        return (
+            bool(self._group_names)
+            and verdict.kind is Kind.PASS
+            and route is not None
+            and bool(route.policy.guilds)
+            and session is not None
+            and session.identity.discord_id is not None
+        )
 
     def members(self, policy: Policy, session: Session | None) -> Members:
         """What is known of the person in the guilds that `policy` names."""
@@ -287,7 +316,16 @@ class Gate:
             return self._refusal(head, route, session, decision)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host):
             return self._foreign(route, session, policy.decide(None, facts))
-        return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=decision.reason.value)
+        groups = self._groups(facts.members) if facts.members and self._group_names else ()
+        reason = decision.reason.value
+        return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups)
+
+    def _groups(self, members: Members) -> tuple[str, ...]:
+        """The names of the roles that somebody has in guilds, in the order of the settings."""
+        held = {
+            role for member in members.values() if member is not None and not member.pending for role in member.roles
+        }
+        return tuple(dict.fromkeys(name for role, name in self._group_names.items() if role in held))
 
     @staticmethod
     def _foreign(route: Route, session: Session, anonymous: Decision) -> Verdict:

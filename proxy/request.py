@@ -233,14 +233,14 @@ class Request:
         if session is None:
             self._relay_on(lane, lane.headers.identity_block(None, None))
             return
-        renew_at, block = session.blocks.get(route, _NO_BLOCK)
+        renew_at, block = session.blocks.get(verdict.told, _NO_BLOCK)
         if renew_at < self._relay.now:
             if lane.headers.needs_tokens:
                 self._later(self._act_with_tokens(lane, verdict))
                 return
             self._make_room(session)
-            block = lane.headers.identity_block(session.identity, None)
-            session.blocks[route] = (self._relay.now + lane.headers.block_seconds, block)
+            block = lane.headers.identity_block(verdict.identity, None)
+            session.blocks[verdict.told] = (self._relay.now + lane.headers.block_seconds, block)
         self._relay_on(lane, block)
 
     def _read_question(self, dialect: Dialect) -> bool:
@@ -259,7 +259,7 @@ class Request:
         elif verdict.kind is Kind.PASS and verdict.route is not None:
             headers = self._plan.lanes[verdict.route].headers
             if headers.needs_tokens and verdict.session is not None:
-                self._later(self._tell_with_tokens(headers, verdict.session))
+                self._later(self._tell_with_tokens(headers, verdict))
             else:
                 self._tell(self._answer_block(headers, verdict))
         elif asked.dialect is Dialect.NGINX:
@@ -277,16 +277,16 @@ class Request:
         session = verdict.session
         if session is None:
             return headers.answer_block(None, None)
-        key = ("auth", verdict.route)
+        key = ("auth", verdict.told)
         block: bytes
         renew_at, block = session.blocks.get(key, _NO_BLOCK)
         if renew_at < self._relay.now:
             self._make_room(session)
-            block = headers.answer_block(session.identity, None)
+            block = headers.answer_block(verdict.identity, None)
             session.blocks[key] = (self._relay.now + headers.block_seconds, block)
         return block
 
-    async def _tell_with_tokens(self, headers: RouteHeaders, session: Session) -> None:
+    async def _tell_with_tokens(self, headers: RouteHeaders, verdict: Verdict) -> None:
         try:
             tokens = await self._plan.tokens_of(self.head)
         except StoreUnavailable as error:
@@ -294,7 +294,7 @@ class Request:
             self.answer(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
             return
         self._task = None
-        self._tell(headers.answer_block(session.identity, tokens))
+        self._tell(headers.answer_block(verdict.identity, tokens))
 
     def _tell(self, block: bytes) -> None:
         connection = self._answering()
@@ -336,8 +336,7 @@ class Request:
         self._task = None
         self.verdict = verdict
         if verdict.kind is Kind.PASS:
-            identity = verdict.session.identity if verdict.session is not None else None
-            self._relay_on(lane, lane.headers.identity_block(identity, tokens))
+            self._relay_on(lane, lane.headers.identity_block(verdict.identity, tokens))
         else:
             self.answer(verdict)
 

@@ -32,7 +32,7 @@ from proxy.notation import (
     size,
     string,
 )  # fmt: skip
-from proxy.sections import HTTP_TOKEN, Section, written
+from proxy.sections import HTTP_TOKEN, SNOWFLAKE, Section, written
 from proxy.templating import ACCEPTED, UNVERIFIED_CLAIMS, Template
 from proxy.upstream_settings import PREFIX, HealthSettings, Server, UpstreamTls
 
@@ -119,7 +119,6 @@ _CLAIM_VALUES: Final = Notation(
     {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]},
 )
 _FRESHNESS: Final = Notation(_read_freshness, "a duration of a minute or more, such as 15m", DURATION.schema)
-_SNOWFLAKE: Final = pattern(r"[0-9]{15,20}", "a Discord id", "a Discord id: 15 to 20 digits, in quotes")
 _HEADER: Final = Notation(_read_header_name, _HEADER_NAME, {"type": "string"})
 _TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLength": 1})
 
@@ -127,14 +126,14 @@ _TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLen
 class DiscordRule(Section):
     """Whom of Discord a rule is about."""
 
-    users: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+    users: tuple[Annotated[str, SNOWFLAKE], ...] | None = Field(
         default=None, min_length=1, description="Discord accounts, by id."
     )
-    guild: Annotated[str, _SNOWFLAKE] | None = Field(default=None, description="Members of this guild.")
-    roles: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+    guild: Annotated[str, SNOWFLAKE] | None = Field(default=None, description="Members of this guild.")
+    roles: tuple[Annotated[str, SNOWFLAKE], ...] | None = Field(
         default=None, min_length=1, description="Who has one of these roles in the guild, by id."
     )
-    all_roles: tuple[Annotated[str, _SNOWFLAKE], ...] | None = Field(
+    all_roles: tuple[Annotated[str, SNOWFLAKE], ...] | None = Field(
         default=None, min_length=1, description="Who has all of these roles in the guild, by id."
     )
     owner: Annotated[bool, FLAG] | None = Field(default=None, description="`true`: the guild's owner alone.")

@@ -7,6 +7,7 @@ Keys that are added here appear by themselves in the file, the environment, the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -138,6 +139,12 @@ class LogtoSettings(Section):
         return self.endpoint + "/oidc"
 
 
+SNOWFLAKE: Final = pattern(r"[0-9]{15,20}", "a Discord id", "a Discord id: 15 to 20 digits, in quotes")
+_GROUP: Final = pattern(
+    r"[^\s,\x00-\x1f\x7f](?:[^,\x00-\x1f\x7f]*[^\s,\x00-\x1f\x7f])?", "a group", "a group's name, without a comma"
+)
+
+
 class DiscordSettings(Section):
     """Discord, asked for who is in a guild."""
 
@@ -149,6 +156,9 @@ class DiscordSettings(Section):
     )
     ttl: Seconds = written("60s", "How long an answer of Discord's counts: a role that is taken away is gone by then.")
     grace: Seconds = written("15m", "How much longer the last answer counts while Discord cannot be asked.")
+    groups: Mapping[Annotated[str, SNOWFLAKE], Annotated[str, _GROUP]] = written(
+        {}, "Names of roles, by id: the groups that apps are told of on routes whose rules name the guild."
+    )
 
 
 class CookieSettings(Section):

@@ -187,6 +187,38 @@ def test_open_tunnels_outlive_a_silence_of_discords_for_its_grace() -> None:
     conversation(talk)
 
 
+def test_roles_are_groups_where_they_have_a_name() -> None:
+    async def talk(world: World, stand: DiscordStand) -> None:
+        settings = world.gateway.settings
+        assert settings.discord is not None
+        named = settings.discord.model_copy(update={"groups": {DEV: "devs", OPS: "ops, no", "3" * 18: "x"}})
+        world.gateway.adopt(settings.model_copy(update={"discord": named}))
+        assert world.gateway.front.discord is not None
+        world.gateway.front.discord._clock = stand.clock
+        stand.members[GUILD, ADA] = member(OPS, DEV)
+        cookie = await world.sign_in(discord_id=ADA, roles=("admin",))
+
+        async def told() -> list[bytes]:
+            status, _, _ = await world.ask(asking(cookie))
+            assert status == 200
+            lines = world.upstream.heads[-1].split(b"\r\n")
+            return [line for line in lines if line.lower().startswith(b"x-forwarded-groups:")]
+
+        for _ in range(2):
+            assert await told() == [b"X-Forwarded-Groups: admin,devs"]
+        stand.members[GUILD, ADA] = member(OPS)
+        stand.clock.now += 61
+        assert await told() == [b"X-Forwarded-Groups: admin"]
+        stand.members[GUILD, ADA] = member(DEV, pending=True)
+        stand.clock.now += 61
+        assert await told() == [b"X-Forwarded-Groups: admin"]
+        stand.down = True
+        stand.clock.now += 10_000
+        assert await told() == [b"X-Forwarded-Groups: admin"], "whoever may pass without Discord does"
+
+    conversation(talk)
+
+
 def test_forward_auth_asks_as_well() -> None:
     async def talk(world: World, stand: DiscordStand) -> None:
         for who, status in ((ADA, 200), (EVE, 403)):

@@ -22,7 +22,7 @@ def complaints(value: Any, part: dict[str, Any], where: str = "$") -> list[str]:
     known = {
         "$ref", "$defs", "$schema", "title", "description", "default", "type", "properties", "additionalProperties", "required",
         "items", "anyOf", "enum", "const", "pattern", "minLength", "minItems", "minProperties", "minimum", "maximum",
-        "exclusiveMinimum", "format", "writeOnly", "oneOf",
+        "exclusiveMinimum", "format", "writeOnly", "oneOf", "patternProperties",
     }  # fmt: skip
     assert part.keys() <= known, part.keys() - known
     out: list[str] = []
@@ -57,7 +57,9 @@ def complaints(value: Any, part: dict[str, Any], where: str = "$") -> list[str]:
     if isinstance(value, dict):
         out += [f"{where}: {name} is missing" for name in part.get("required", []) if name not in value]
         for name, item in value.items():
-            inner = part.get("properties", {}).get(name, part.get("additionalProperties", {}))
+            by_pattern = [it for form, it in part.get("patternProperties", {}).items() if re.search(form, name)]
+            others = by_pattern[0] if by_pattern else part.get("additionalProperties", {})
+            inner = part.get("properties", {}).get(name, others)
             out += [f"{where}: {name} is not known"] if inner is False else complaints(item, inner, f"{where}.{name}")
     return out
 
