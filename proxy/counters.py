@@ -76,6 +76,7 @@ FAMILIES: Final = {
         Family("postern_upstream_aside", "gauge", "Workers that ask this server last for now.", ("upstream",)),
         Family("postern_upstream_failures_total", "counter", "Requests that it failed.", ("upstream", "problem")),
         Family("postern_upstream_retries_total", "counter", "Requests sent a second time, first to it.", ("upstream",)),
+        Family("postern_sessions_held", "gauge", "Sessions in the workers' memory."),
         Family(
             "postern_session_lookups_total", "counter", "Sessions looked for, by where they were found.", ("found",)
         ),

@@ -20,6 +20,7 @@ def measured(gateway: Gateway, generation: int) -> Snapshot:
         "postern_tunnels": [[sum(isinstance(connection, ClientTunnel) for connection in relay.connections)]],
         "postern_log_lines_lost_total": [[gateway.log.lost]],
         "postern_sign_ins_total": [[result, count] for result, count in gateway.sign_ins.items()],
+        "postern_sessions_held": [[gateway.store.held]],
         "postern_settings_generation": [[generation]],
         "postern_workers": [[1]],
     }

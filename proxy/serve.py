@@ -111,9 +111,9 @@ class Gateway:
         if settings.log != old.settings.log:
             place, form = access_place(settings.log)
             self.log.redirect(place, form)
-            place, self.log_place = self.log_place, place
-            if place is not None:  # lines are written by a thread: it may not be done
-                asyncio.get_running_loop().call_later(RETIRE_SECONDS, place.close)
+            if self.log_place is not None:  # lines are written by a thread: it may not be done
+                asyncio.get_running_loop().call_later(RETIRE_SECONDS, self.log_place.close)
+            self.log_place = place
         self.keyring.rotate(settings.seal_secrets)
         self.upstreams.keep(
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
@@ -136,10 +136,11 @@ class Gateway:
         """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
         self.relay.close()
         await self.renewals.close()
-        for retired, timer in self._retired.items():
+        retired, self._retired = self._retired, {}
+        for front, timer in retired.items():
             timer.cancel()
-            await self._leave(retired)
-        await self._leave(self.front, last=True)
+            await self._leave(front, self.front)
+        await self._leave(self.front)
         await self.store.close()
         self.log.flush()
         if self.log_place is not None:
@@ -149,15 +150,17 @@ class Gateway:
 
     def _let_go(self, front: Front) -> None:
         del self._retired[front]
-        task = asyncio.get_running_loop().create_task(self._leave(front))
+        task = asyncio.get_running_loop().create_task(self._leave(front, self.front, *self._retired))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _leave(self, front: Front, *, last: bool = False) -> None:
+    @staticmethod
+    async def _leave(front: Front, *others: Front) -> None:
+        """Let go of what `front` has to itself; what it shares with `others` goes with the last of them."""
         await front.app.state.revocations.drain(REVOKE_SECONDS)
-        if last or front.relying_party is not self.front.relying_party:
+        if all(front.relying_party is not other.relying_party for other in others):
             await front.relying_party.close()
-        if front.discord is not None and (last or front.discord is not self.front.discord):
+        if front.discord is not None and all(front.discord is not other.discord for other in others):
             await front.discord.close()
 
 
@@ -179,7 +182,7 @@ def build(settings: Settings) -> Gateway:
     renewals = Renewals(store)
     renewals.refresh = front.relying_party.refresh
     gateway = Gateway(front, keyring, store, renewals, upstreams, relay, log, place, sign_ins)
-    store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))
+    store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))  # noqa: PLW0108 -- the app may be another by then
     return gateway
 
 

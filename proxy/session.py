@@ -233,6 +233,11 @@ class MemoryStore(SessionStore):
     async def ping(self) -> None:
         return
 
+    @property
+    @override
+    def held(self) -> int:
+        return len(self._sessions)
+
     @override
     async def start(self) -> None:
         return

@@ -407,6 +407,11 @@ class RedisStore(SessionStore):
     async def ping(self) -> None:
         await self._records.ping()
 
+    @property
+    @override
+    def held(self) -> int:
+        return len(self._cache)
+
     @override
     async def start(self) -> None:
         try:

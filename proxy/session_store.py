@@ -167,6 +167,11 @@ class SessionStore(ABC):
     async def close(self) -> None:
         """Let go of connections and background work."""
 
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """How many sessions are in this process's memory."""
+
     def on_end(self, callback: Callable[[str], None]) -> None:
         """Have `callback` called with the session's id when this process learns that a session has ended."""
         self._on_end.append(callback)
