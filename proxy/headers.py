@@ -160,11 +160,15 @@ class RouteHeaders:
         self._host = b"" if route.preserve_host else authority(route.upstreams[0]).encode()
         self._way_back = WayBack(route.upstreams, settings.public_url.partition("://")[0], route.mapping)
         self._up = _Actions(self._upwards)
-        self._down = _Actions(_downwards)
+        written = frozenset(name.lower() for name, _ in route.response_set)
+        taken_off = route.response_remove | written
+        self._down = _Actions(lambda name: _DROP if name.lower() in taken_off else _downwards(name))
+        self._answer_fields = b"".join(b"%b: %b\r\n" % field for field in route.response_set)
+        self._silent = b"cache-control" in route.response_remove  # what the app says of caching is not passed on
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
         self._own_cookies = cookies.own(settings)
-        self._private = not route.policy.anonymous
+        self._private = not route.policy.anonymous and b"cache-control" not in written
         self._signer = signer
         self._audience = route.name
         self._key = object()  # what this route makes of a header section is kept with it under these
@@ -283,7 +287,9 @@ class RouteHeaders:
         elif b"content-length" in values and head.status != 204:
             # Kept on HEAD and 304 too, where it tells what the body would be; on 204 it is forbidden (RFC 9110 8.6).
             out.append(b"Content-Length: %b\r\n" % values[b"content-length"].partition(b",")[0].rstrip())
-        if self._private and b"cache-control" not in values and b"expires" not in values:
+        if self._answer_fields:
+            out.append(self._answer_fields)
+        if self._private and (self._silent or (b"cache-control" not in values and b"expires" not in values)):
             out.append(_privacy(values))
         if b"date" not in values:
             out.append(b"Date: %b\r\n" % date)

@@ -64,6 +64,18 @@ def _read_header_name(value: object) -> str:
     return str(text)
 
 
+# An answer's framing, cookies, places and dates are not plain text to be replaced: the gateway reads and writes them itself.
+_NOT_ANSWERED: Final = _FRAMING | {"date", "location", "set-cookie", "via", "x-request-id"}
+_ANSWER_NAME: Final = "a header name, but for framing, cookies, Location, Date, Via and X-Request-Id"
+
+
+def _read_answer_header(value: object) -> str:
+    text = pattern(HTTP_TOKEN, "a header name", _ANSWER_NAME).read(value)
+    if text.lower() in _NOT_ANSWERED:
+        raise NotationError("belongs to the gateway")
+    return str(text)
+
+
 def fold_header(name: str) -> str:
     """`name` as CGI and WSGI tell names apart: in any case, `_` the same as `-`."""
     return name.lower().replace("_", "-")
@@ -120,6 +132,10 @@ _CLAIM_VALUES: Final = Notation(
 )
 _FRESHNESS: Final = Notation(_read_freshness, "a duration of a minute or more, such as 15m", DURATION.schema)
 _HEADER: Final = Notation(_read_header_name, _HEADER_NAME, {"type": "string"})
+_ANSWER_HEADER: Final = Notation(_read_answer_header, _ANSWER_NAME, {"type": "string"})
+_ANSWER_VALUE: Final = pattern(
+    r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", "a header's value", "printable ASCII without spaces at an end"
+)
 _TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLength": 1})
 
 
@@ -232,6 +248,22 @@ class HeaderSettings(Section):
         return value
 
 
+class ResponseSettings(Section):
+    """Header fields of the app's answers, changed on the way to the browser."""
+
+    set: Mapping[Annotated[str, _ANSWER_HEADER], Annotated[str, _ANSWER_VALUE]] = written(
+        {}, "Fields to set; the app's own of these names are taken off."
+    )
+    remove: tuple[Annotated[str, _ANSWER_HEADER], ...] = written((), "Fields of the app's to take off.")
+
+    @field_validator("set")
+    @classmethod
+    def _each_once(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if len({name.lower() for name in value}) < len(value):
+            raise mistake("has a header twice, in different case", "each header once")
+        return value
+
+
 _Upstream = Annotated[str, UPSTREAM]
 
 
@@ -266,6 +298,7 @@ class RouteSettings(Section):
     )
     deny: tuple[RuleSettings, ...] = written((), "Rules for who may not, whatever `allow` says.")
     headers: HeaderSettings = written({}, "Header fields for the app.")
+    response: ResponseSettings = written({}, "Header fields of the app's answers.")
     strip_prefix: Annotated[str, PREFIX] = written(
         "", "Beginning of `path` that the app does not get to see; redirects and cookies get it back."
     )

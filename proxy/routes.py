@@ -53,6 +53,8 @@ class Route:
     mapping: PathMap | None
     preserve_host: bool
     body_bytes: int | None = None
+    response_set: tuple[tuple[bytes, bytes], ...] = ()
+    response_remove: frozenset[bytes] = frozenset()  # lower case
 
     @classmethod
     def from_settings(cls, index: int, route: RouteSettings) -> Route:
@@ -70,6 +72,8 @@ class Route:
             mapping=PathMap(route.strip_prefix, route.add_prefix) if route.strip_prefix or route.add_prefix else None,
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
+            response_set=tuple((name.encode(), value.encode()) for name, value in route.response.set.items()),
+            response_remove=frozenset(name.lower().encode() for name in route.response.remove),
         )
 
 
