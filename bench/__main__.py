@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bench import contenders, report
 from bench.contenders import Contender
 from bench.figures import Sample
-from bench.machine import MachineTooSmall
+from bench.machine import MachineTooSmall, Meter
 from bench.processes import Trouble
 from bench.scenarios import FULL, QUICK, SCENARIOS, Run, Scenario
 from bench.world import World, world
 
-DISTURBED = 0.15  # cores kept busy by others during a measurement: from here on it is worth another try
+DISTURBED = 0.15  # cores kept busy by others: from here on a measurement had better wait, or be made again
 TRIES = 3
+LOOK = 0.5  # seconds
 
 
 def main() -> int:
-    """Run what the command line asks for. 0: done, 1: something did not work."""
+    """Run what the command line asks for. 0: done, 1: something did not work; what did is stored all the same."""
     asked = _arguments()
+    if asked.nice:
+        os.nice(asked.nice)  # inherited by all that is started from here on
     pace = QUICK if asked.quick else FULL
+    if asked.patience is not None:
+        pace = replace(pace, patience=asked.patience)
     chosen = [one for one in SCENARIOS if not asked.only or one.name in asked.only]
+    started = time.monotonic()
     try:
         with world(asked.postern) as around, _contenders(around, chosen, asked.contenders) as taking_part:
-            run = Run(pace, taking_part)
+            earlier = report.load(asked.add_to).samples if asked.add_to else []
+            names = {one.name for one in chosen}
+            run = Run(pace, taking_part, [sample for sample in earlier if sample.scenario not in names])
             facts = report.facts(taking_part, pace.name)
-            _measure_all(chosen, run, facts)
+            trouble = _measure_all(chosen, run, around)
+            facts["seconds"] = round(time.monotonic() - started)
     except (Trouble, MachineTooSmall) as trouble:
         print(f"bench: {trouble}", file=sys.stderr)
         return 1
@@ -42,9 +53,9 @@ def main() -> int:
     result = report.Result(facts, run.samples)
     print("\n" + report.markdown(result))
     print(f"stored in {report.store(result)}")
-    if asked.publish:
+    if asked.publish and not trouble:
         report.publish(result)
-    return 0
+    return 1 if trouble else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,6 +76,16 @@ def _arguments() -> argparse.Namespace:
         default=Path(sys.executable).with_name("postern"),
         help="the postern command to measure; default: the one installed beside this Python",
     )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        help="how long to wait in all while others keep the machine busy; default: two minutes, with --quick none",
+    )
+    parser.add_argument("--nice", type=int, default=0, help="take precedence over other work: -10, say; only root may")
+    parser.add_argument(
+        "--add-to", type=Path, metavar="RESULT", help="take what is not measured now from an earlier run's JSON"
+    )
     parser.add_argument("--publish", action="store_true", help="put table and chart into docs/")
     return parser.parse_args()
 
@@ -83,27 +104,34 @@ def _contenders(
     yield found
 
 
-def _measure_all(chosen: Sequence[Scenario], run: Run, facts: dict[str, object]) -> None:
-    started = time.monotonic()
-    spare = run.pace.repeats
+def _measure_all(chosen: Sequence[Scenario], run: Run, around: World) -> bool:
+    """Measure everybody, round by round. What does not work is told, and the rest goes on; returns whether there was such."""
+    trouble = False
+    spare = run.pace.patience
     for scenario in chosen:
         present = [run.contenders[name] for name in scenario.contenders if name in run.contenders]
         able = [contender for contender in present if scenario.possible(contender)]
         print(f"\n{scenario.title}" + ("" if able else ": nobody who can"))
         for number in range(scenario.rounds_at(run.pace)):
             for contender in able:
-                sample, spare = _quiet_sample(scenario, contender, run, number, spare)
+                try:
+                    sample, spare = _quiet_sample(scenario, contender, run, number, spare)
+                except Trouble as found:
+                    trouble = True
+                    print(f"bench: {found}\n{around.fleet.ended()}", file=sys.stderr)
+                    continue
                 run.samples.append(sample)
                 print(_line(sample, scenario), flush=True)
-    facts["seconds"] = round(time.monotonic() - started)
+    return trouble
 
 
 def _quiet_sample(
     scenario: Scenario, contender: Contender, run: Run, number: int, spare: float
 ) -> tuple[Sample, float]:
-    """Measure once, and again as long as others disturb it and there are seconds to `spare`: the quietest one counts."""
+    """Measure when the machine is quiet, again when it was not; the quietest one counts. Takes what is left of `spare` seconds."""
     best: Sample | None = None
     for attempt in range(TRIES):
+        spare = _wait_for_quiet(spare)
         started = time.monotonic()
         if scenario.fresh:
             contender.restart()
@@ -117,6 +145,17 @@ def _quiet_sample(
             break
     assert best is not None
     return best, spare
+
+
+def _wait_for_quiet(spare: float) -> float:
+    """Return what is left of `spare` seconds when others leave the machine alone, or 0 when they never do."""
+    while spare > 0:
+        with Meter(os.getpid()) as meter:
+            time.sleep(LOOK)
+        if meter.usage.foreign < DISTURBED:
+            break
+        spare -= meter.usage.seconds
+    return spare
 
 
 def _line(sample: Sample, scenario: Scenario) -> str:

@@ -91,6 +91,11 @@ class Fleet:
         running.stop()
         self._running.remove(running)
 
+    def ended(self) -> str:
+        """Which of them have ended though nobody asked them to, and what they said last."""
+        gone = (one for one in self._running if one.popen.poll() is not None)
+        return "\n".join(f"{one.name} has ended with status {one.popen.returncode}\n{one.said()}" for one in gone)
+
     def stop_all(self) -> None:
         """End what is left, last first."""
         while self._running:

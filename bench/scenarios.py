@@ -30,14 +30,14 @@ MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long things take, in seconds. `repeats`: for measuring again what other work on the machine has disturbed."""
+    """How long things take, in seconds. `patience`: for waiting while others keep the machine busy, and for measuring again."""
 
     name: str
     warmup: float
     seconds: float
     latency_seconds: float
     live_seconds: int
-    repeats: float
+    patience: float
 
 
 FULL: Final = Pace("full", 1, 4, 10, 8, 120)
@@ -94,7 +94,7 @@ class Scenario:
 
     def rounds_at(self, pace: Pace) -> int:
         """How often everybody has a turn."""
-        return self.rounds if pace is FULL else self.quick_rounds
+        return self.quick_rounds if pace.name == QUICK.name else self.rounds
 
 
 def closed(
