@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from proxy import assertion, cookies
 from proxy.claims import Identity, Tokens
+from proxy.encodings import encoded_words, percent_encoded
 from proxy.forwarding import PSEUDONYM, Origin
 from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options, may_tunnel
 from proxy.rewriting import PLACES, WayBack, authority
@@ -81,6 +82,11 @@ _COOKIE: Final = 3  # kept without our own cookies
 _PLACE: Final = 4  # kept, as browsers see places
 _FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
 
+_ENCODINGS: Final[Mapping[str, Callable[[bytes], bytes] | None]] = {
+    "utf-8": None,
+    "percent": percent_encoded,
+    "rfc2047": encoded_words,
+}
 _FOLD: Final = re.compile(rb"[^a-z0-9]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FEW_DIGITS: Final = re.compile(rb"[0-9]{1,9}")
@@ -167,6 +173,7 @@ class RouteHeaders:
         self._silent = b"cache-control" in route.response_remove  # what the app says of caching is not passed on
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
+        self._encode = _ENCODINGS[settings.identity.encoding]
         self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous and b"cache-control" not in written
         self._signer = signer
@@ -208,6 +215,8 @@ class RouteHeaders:
             (name.encode(), values.get(short)) for family in self._families for short, name in family.items()
         ]
         fields += [(name, field_value(template.render(identity, tokens))) for name, template in self._templates]
+        if self._encode is not None:
+            fields = [(name, self._encode(value) if value is not None else None) for name, value in fields]
         if self._signer is not None:
             now = time.time()
             signed = self._signer.sign(identity, self._audience, now) if identity is not None else None

@@ -222,6 +222,10 @@ class IdentitySettings(Section):
         "Header families: `forwarded` (X-Forwarded-User, …), `remote` (Remote-User, …), `auth-request` "
         "(X-Auth-Request-User, …).",
     )
+    encoding: Annotated[Literal["utf-8", "percent", "rfc2047"], choice("utf-8", "percent", "rfc2047")] = written(
+        "utf-8",
+        "How values outside ASCII are written: as they are, percent-encoded (RFC 3986), or as encoded words (RFC 2047).",
+    )
     assertion: Annotated[bool, FLAG] = written(
         True, "Also tell them in a signed token, `X-Postern-Assertion`, checked against `/jwks.json`."
     )

@@ -503,3 +503,24 @@ def test_trailers_stay_what_cannot_be_taken_for_something_else() -> None:
 )
 def test_a_request_id_is_a_trusted_proxys_and_harmless(value: bytes, trusted: bool, kept: bytes | None) -> None:
     assert request_id_from(request(b"X-Request-Id: " + value), trusted=trusted) == kept
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-8", "Ada L\u00f6velace".encode()),
+        ("percent", b"Ada L%C3%B6velace"),
+        ("rfc2047", b"=?UTF-8?B?QWRhIEzDtnZlbGFjZQ==?="),
+    ],
+)
+def test_values_outside_ascii_are_written_as_the_settings_say(encoding: str, name: bytes) -> None:
+    made = settings(
+        POSTERN_IDENTITY__ENCODING=encoding, POSTERN_ROUTE__0__HEADERS__SET='{ X-Who = "{name}", X-None = "{email}" }'
+    )
+    table = RouteTable.from_settings(made)
+    headers = route_headers(made, table)[table.routes[0]]
+    block = headers.identity_block(dataclasses.replace(ADA, email=None), None)
+    assert b"\r\nX-Forwarded-Name: %b\r\n" % name in block
+    assert b"\r\nX-Who: %b\r\n" % name in block
+    assert b"X-None" not in block
+    assert b"X-Forwarded-Groups: ops,staff,org1:admin\r\n" in block
