@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import sys
@@ -70,6 +71,9 @@ def check(config: Path | None, offline: bool) -> None:
         console.print(warning, markup=False)
     if offline:
         return
+
+    # Every failure gets its line below: what adapters would log of it, on a standard error nobody has set up, is noise here.
+    logging.getLogger().addHandler(logging.NullHandler())
 
     async def look() -> bool:
         fine = True
@@ -141,10 +145,7 @@ def explain(config: Path | None, url: str, method: str, client: str, claims: Pat
 
     settings = _load(config)
     try:
-        person: Any = json.loads(claims.read_bytes()) if claims is not None else None
-        if person is not None and not isinstance(person, dict):
-            raise ValueError("the claims must be a JSON object")
-        explanation = asyncio.run(explain_asking(settings, url, method, person, client))
+        explanation = asyncio.run(explain_asking(settings, url, method, _claims_in(claims), client))
     except MalformedRequest as error:
         click.echo(f"verdict  bad request ({error.status}): {error.reason}")
         return
@@ -184,6 +185,16 @@ def _load(config: Path | None, overrides: dict[str, str] | None = None) -> Setti
         for problem in error.problems:
             click.echo(str(problem), err=True)
         sys.exit(BAD_SETTINGS)
+
+
+def _claims_in(file: Path | None) -> dict[str, Any] | None:
+    """The claims that a file holds; None without one. ValueError when it is no JSON object."""
+    if file is None:
+        return None
+    claims = json.loads(file.read_bytes())
+    if not isinstance(claims, dict):
+        raise ValueError("the claims must be a JSON object")  # noqa: TRY004 -- what is in a file is a value, whatever its type
+    return claims
 
 
 def _run_until_interrupted(work: Any) -> None:

@@ -140,6 +140,12 @@ class TestCheck:
         assert "upstream http://127.0.0.1:9" in failures[2]
         assert "hunter2" not in result.output
 
+    def test_nothing_else_is_said_of_what_fails(self) -> None:
+        status, out, err = Process("check", **SIDECAR).end()
+        assert status == 1
+        assert "LOGTO_ENDPOINT" in out
+        assert err == ""
+
     def test_what_answers_is_ok(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             upstream = f"http://127.0.0.1:{server.getsockname()[1]}"
