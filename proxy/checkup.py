@@ -29,8 +29,6 @@ _TOLD_BY_SCOPE: Final = {
     "emails": "email",
     "email_domains": "email",
     "roles": "roles",
-    "organizations": "urn:logto:scope:organizations",
-    "organization_roles": "urn:logto:scope:organization_roles",
     "discord": "identities",
 }
 

@@ -264,6 +264,14 @@ class ResponseSettings(Section):
         return value
 
 
+class CommonHeaders(HeaderSettings):
+    """Header fields for every app."""
+
+
+class CommonResponse(ResponseSettings):
+    """Header fields of every app's answers."""
+
+
 _Upstream = Annotated[str, UPSTREAM]
 
 

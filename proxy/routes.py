@@ -16,7 +16,7 @@ from urllib.parse import quote
 from proxy.paths import PLAIN, interpretations, readings
 from proxy.policy import Policy
 from proxy.rewriting import PathMap
-from proxy.route_settings import fold_header
+from proxy.route_settings import HeaderSettings, ResponseSettings, fold_header
 from proxy.templating import Template
 
 if TYPE_CHECKING:
@@ -57,23 +57,35 @@ class Route:
     response_remove: frozenset[bytes] = frozenset()  # lower case
 
     @classmethod
-    def from_settings(cls, index: int, route: RouteSettings) -> Route:
-        """The route that the `index`-th [[route]] describes."""
+    def from_settings(
+        cls,
+        index: int,
+        route: RouteSettings,
+        headers: HeaderSettings = HeaderSettings(),  # noqa: B008 -- frozen
+        response: ResponseSettings = ResponseSettings(),  # noqa: B008 -- frozen
+    ) -> Route:
+        """The route that the `index`-th [[route]] describes; `headers` and `response` are for every route."""
+        own = {fold_header(name) for name in (*route.headers.set, *route.headers.remove)}
+        common = {name: value for name, value in headers.set.items() if fold_header(name) not in own}
+        answered = {name.lower() for name in (*route.response.set, *route.response.remove)}
+        answers = {name: value for name, value in response.set.items() if name.lower() not in answered}
         return cls(
             name=route.name,
             host=route.host,
             path=route.path,
             upstreams=route.upstream,
             policy=Policy.from_settings(route),
-            header_set=tuple((name, Template.parse(value)) for name, value in route.headers.set.items()),
-            header_remove=frozenset(map(fold_header, route.headers.remove)),
+            header_set=tuple((name, Template.parse(value)) for name, value in {**common, **route.headers.set}.items()),
+            header_remove=frozenset(map(fold_header, (*headers.remove, *route.headers.remove))),
             index=index,
             servers=route.servers,
             mapping=PathMap(route.strip_prefix, route.add_prefix) if route.strip_prefix or route.add_prefix else None,
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
-            response_set=tuple((name.encode(), value.encode()) for name, value in route.response.set.items()),
-            response_remove=frozenset(name.lower().encode() for name in route.response.remove),
+            response_set=tuple(
+                (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()
+            ),
+            response_remove=frozenset(name.lower().encode() for name in (*response.remove, *route.response.remove)),
         )
 
 
@@ -143,7 +155,8 @@ class RouteTable:
     @classmethod
     def from_settings(cls, settings: Settings) -> RouteTable:
         """The table of `settings.route`."""
-        return cls(Route.from_settings(index, route) for index, route in enumerate(settings.route))
+        everywhere = settings.headers, settings.response
+        return cls(Route.from_settings(index, route, *everywhere) for index, route in enumerate(settings.route))
 
     def match(self, host: str, raw_path: bytes) -> Match:
         """What takes a request for `raw_path`, the target without its query, on `host`. Total: any bytes get an answer."""

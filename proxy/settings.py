@@ -22,7 +22,14 @@ from proxy.consistency import contradictions
 from proxy.notation import NETWORK, PREFIX, choice, count, is_loopback, one_or_more, secret
 from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
-from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
+from proxy.route_settings import (
+    CommonHeaders,
+    CommonResponse,
+    HeaderSettings,
+    ResponseSettings,
+    RouteSettings,
+    RuleSettings,
+)
 from proxy.sections import (
     CookieSettings,
     DiscordSettings,
@@ -42,8 +49,8 @@ from proxy.tree import UPSTREAM
 
 __all__ = [
     "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings", "IdentitySettings", "LimitSettings",
-    "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "RouteSettings", "RuleSettings",
-    "SessionSettings", "Settings", "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
+    "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "ResponseSettings", "RouteSettings",
+    "RuleSettings", "SessionSettings", "Settings", "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
 ]  # fmt: skip
 
 DEFAULT_FILE: Final = Path("config/postern.toml")
@@ -103,6 +110,10 @@ class Settings(BaseSettings):
     drain: DrainSettings = written({}, "How the gateway stops.")
     metrics: MetricsSettings = written({}, "Metrics.")
     tracing: TracingSettings = written({}, "Tracing.")
+    headers: CommonHeaders = written({}, "Header fields for every app; what a route says of one goes before.")
+    response: CommonResponse = written(
+        {}, "Header fields of every app's answers; what a route says of one goes before."
+    )
     route: tuple[RouteSettings, ...] = Field(min_length=1, description="The routes.")
 
     _notes: tuple[str, ...] = PrivateAttr(default=())

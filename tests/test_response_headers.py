@@ -68,3 +68,33 @@ def test_what_the_client_gets(response: str, sent: list[bytes], there: list[byte
     for line in there:
         assert lines.count(line) == 1
     assert not [line for line in lines if any(word in line for word in gone)]
+
+
+def test_what_is_said_for_every_route_and_what_a_route_says_instead() -> None:
+    everywhere = """
+[headers]
+set = { X-Team = "all", X-Site = "main" }
+remove = ["X-Debug"]
+[response]
+set = { X-Frame-Options = "DENY", X-Robots-Tag = "none" }
+remove = ["Server"]
+[[route]]
+name = "app"
+"""
+    own = '{ set = { x-frame-options = "SAMEORIGIN" }, remove = ["X-Robots-Tag"] }\nheaders = { set = { x_team = "own" } }'
+
+    async def talk() -> tuple[bytes, bytes]:
+        async with relay_world(TOML.replace('[[route]]\nname = "app"\n', everywhere).replace("RESPONSE", own)) as world:
+            world.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nServer: x\r\nX-Robots-Tag: all\r\n\r\n")
+            _, head, _ = await world.ask(GET.replace(b"\r\n\r\n", b"\r\nX-Debug: 1\r\n\r\n"))
+            return world.upstream.heads[-1], head
+
+    sent, got = run(talk())
+    assert b"\r\nx_team: own\r\n" in sent
+    assert b"X-Team: all" not in sent
+    assert b"\r\nX-Site: main\r\n" in sent
+    assert b"X-Debug" not in sent
+    assert b"\r\nx-frame-options: SAMEORIGIN\r\n" in got
+    assert b"DENY" not in got
+    assert b"Robots" not in got
+    assert b"Server" not in got
