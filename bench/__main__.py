@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bench import contenders, report
+from bench import contenders, machine, report
 from bench.contenders import Contender
 from bench.figures import Sample
 from bench.machine import MachineTooSmall, Meter
@@ -29,6 +29,7 @@ def main() -> int:
     asked = _arguments()
     if asked.nice:
         os.nice(asked.nice)  # inherited by all that is started from here on
+        machine.precedence(os.getpid(), asked.nice)
     pace = QUICK if asked.quick else FULL
     if asked.patience is not None:
         pace = replace(pace, patience=asked.patience)
@@ -47,6 +48,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        if asked.nice:
+            machine.precedence(os.getpid(), 0)  # the session is the caller's, and goes on
     if not run.samples:
         print("bench: nothing to measure", file=sys.stderr)
         return 1
@@ -128,7 +132,7 @@ def _measure_all(chosen: Sequence[Scenario], run: Run, around: World) -> bool:
 def _quiet_sample(
     scenario: Scenario, contender: Contender, run: Run, number: int, spare: float
 ) -> tuple[Sample, float]:
-    """Measure when the machine is quiet, again when it was not; the quietest one counts. Takes what is left of `spare` seconds."""
+    """Measure when the machine is quiet, again when it was not: the quietest one counts. Waiting takes from `spare` seconds."""
     best: Sample | None = None
     for attempt in range(TRIES):
         spare = _wait_for_quiet(spare)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench import machine
+
 READY_SECONDS = 20.0
 
 
@@ -82,6 +84,7 @@ class Fleet:
                 env=environment(self.directory) | dict(environ or {}),
                 start_new_session=True,  # so that Ctrl-C reaches only the benchmark, which then ends all of them
             )
+        machine.precedence(popen.pid, os.getpriority(os.PRIO_PROCESS, 0))
         running = Running(name, popen, log)
         self._running.append(running)
         return running
