@@ -102,8 +102,10 @@ class Discord:
     async def check(self, guild: str) -> str:
         """The name of `guild`. Raises DiscordUnavailable; DiscordRefused for a bad token or a guild the bot is not in."""
         status, body = await self._get(f"/guilds/{guild}", guild)
-        if status != 200:
+        if status == 404:
             raise DiscordRefused(f"the bot is not in guild {guild}")
+        if status != 200:
+            raise DiscordUnavailable(f"an unexpected answer with status {status}")
         name = body.get("name")
         return name if isinstance(name, str) else guild
 

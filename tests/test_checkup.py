@@ -11,6 +11,7 @@ from proxy.checkup import Finding, check_surroundings, doubtful_rules
 from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SandboxConfig
 from proxy.sandbox.run import running_logto
 from proxy.settings import load
+from tests.discord_stand import GUILD, OTHER_GUILD, TOKEN, Clock, DiscordStand
 from tests.redis_server import RedisServer
 
 
@@ -90,3 +91,33 @@ def test_a_logto_with_another_issuer_is_named() -> None:
     assert not logto.ok
     assert "issuer" in logto.outcome
     assert not upstream.ok
+
+
+def test_each_guild_that_rules_name_is_asked_about() -> None:
+    async def look(token: str, *, down: bool = False) -> list[Finding]:
+        stand = DiscordStand(Clock())
+        stand.down = down
+        async with stand.running():
+            found = await findings(
+                LOGTO_ENDPOINT="http://127.0.0.1:9",
+                POSTERN_DISCORD__BOT_TOKEN=token,
+                POSTERN_DISCORD__API=stand.url,
+                POSTERN_ROUTE__0__NAME="app",
+                POSTERN_ROUTE__0__UPSTREAM="http://127.0.0.1:9",
+                POSTERN_ROUTE__0__ALLOW=f'[{{ discord = {{ guild = "{GUILD}" }} }}]',
+                POSTERN_ROUTE__0__DENY=f'[{{ discord = {{ guild = "{OTHER_GUILD}" }} }}]',
+            )
+            return [finding for finding in found if "Discord" in finding.what]
+
+    one, other = asyncio.run(look(TOKEN))
+    assert (one.ok, one.outcome) == (True, "The guild")
+    assert not other.ok
+    assert "member of the guild" in other.remedy
+    one, other = asyncio.run(look("wrong-" + TOKEN))
+    assert not one.ok
+    assert "token" in one.outcome
+    assert TOKEN not in repr((one, other))
+    one, _ = asyncio.run(look(TOKEN, down=True))
+    assert not one.ok
+    assert "503" in one.outcome
+    assert "reachable" in one.remedy
