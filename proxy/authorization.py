@@ -38,6 +38,7 @@ class Wishes:
     identifier: str | None = None  # what an `identifier:…` screen asks for
     login_hint: str | None = None
     auth_time: bool = False  # the ID token shall say when the person was last asked who they are
+    organization: str | None = None  # the id of the one whose app it is: Logto then shows that one's sign-in page
 
 
 def authorization_url(url: str, logto: LogtoSettings, nonce: str, wishes: Wishes) -> str:
@@ -51,6 +52,7 @@ def authorization_url(url: str, logto: LogtoSettings, nonce: str, wishes: Wishes
         "identifier": _fitting(_IDENTIFIERS, wishes.identifier),
         "login_hint": wishes.login_hint if wishes.login_hint and len(wishes.login_hint) <= _HINT_CHARS else None,
         "prompt": (_OFFLINE_PROMPTS if offline else _PROMPTS).get(wishes.prompt or ""),
+        "organization_id": wishes.organization,
         "max_age": _ANY_AGE if wishes.auth_time else None,
     }
     if not offline:

@@ -8,7 +8,7 @@ Everything here is read leniently and trusted narrowly. Logto sends `null` for a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -33,6 +33,17 @@ class Identity:
     def groups(self) -> tuple[str, ...]:
         """Roles, then organization roles, then those of Discord guilds: what X-Forwarded-Groups carries."""
         return self.roles + self.organization_roles + self.guild_groups
+
+    def within(self, organization: str) -> Identity:
+        """The same person, as an app of `organization` (its id) is told: nothing of the other organizations.
+
+        Roles keep the organization's id in front: `admin` of one organization must not be taken for `admin` of everything.
+        """
+        return replace(
+            self,
+            organizations=tuple(one for one in self.organizations if one == organization),
+            organization_roles=tuple(role for role in self.organization_roles if role.startswith(organization + ":")),
+        )
 
     @property
     def display(self) -> str:

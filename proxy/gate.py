@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from proxy import cookies
 from proxy.claims import Identity
@@ -83,6 +84,8 @@ class Verdict:
         if self.session is None:
             return None
         identity = self.session.identity
+        if self.route is not None and self.route.organization is not None:
+            identity = identity.within(self.route.organization)
         return replace(identity, guild_groups=self.groups) if self.groups else identity
 
     @property
@@ -281,6 +284,12 @@ class Gate:
         if match.route is None:
             return Verdict(Kind.NOT_FOUND, status=404)
         return match
+
+    def organization_at(self, url: str) -> str | None:
+        """The organization whose members alone may open `url`, an absolute one of ours; None where there is no such limit."""
+        parts = urlsplit(url)
+        match = self.routes.match(parts.netloc, (parts.path or "/").encode("utf-8", "surrogateescape"))
+        return match.route.organization if match.route is not None else None
 
     def _peek(self, head: RequestHead) -> Session | Miss | None:
         header = head.values.get(b"cookie")

@@ -113,10 +113,10 @@ class RelyingParty:
             appId=settings.logto.app_id,
             appSecret=settings.logto.app_secret.get_secret_value(),
             resources=list(settings.logto.resources),
-            scopes=[scope for scope in settings.logto.scopes if scope not in defaults],
+            scopes=[scope for scope in settings.scopes if scope not in defaults],
         )
         self._times_sign_ins = settings.times_sign_ins
-        self._wants_userinfo = not _IN_USERINFO.isdisjoint(settings.logto.scopes)
+        self._wants_userinfo = not _IN_USERINFO.isdisjoint(settings.scopes)
 
     async def begin(
         self,
@@ -128,19 +128,22 @@ class RelyingParty:
         ui_locales: str | None = None,
         identifier: str | None = None,
         login_hint: str | None = None,
+        organization: str | None = None,
     ) -> Begun:
         """Begin an attempt that is to lead to `return_to`, which must have been judged before (redirects.py).
 
         `screen`: Logto's first screen; `connector`: straight on to this social connector, else to the one in the settings unless
         a screen is named; `prompt`: `login`, `consent` or `none`; `ui_locales` and `login_hint` as in OpenID Connect;
-        `identifier`: what an `identifier:…` screen asks for. Values that Logto would not understand are left out. Raises
-        LogtoUnavailable.
+        `identifier`: what an `identifier:…` screen asks for; `organization`: the id of the one it is for. Values that Logto
+        would not understand are left out. Raises LogtoUnavailable.
         """
         storage = AttemptStorage()
         url = await AttemptClient(self._config, await self._core(), storage).signIn(self._callback)
         session = storage.get("signInSession") or ""
         nonce = secrets.token_urlsafe(16)
-        wishes = Wishes(screen, connector, prompt, ui_locales, identifier, login_hint, self._times_sign_ins)
+        wishes = Wishes(
+            screen, connector, prompt, ui_locales, identifier, login_hint, self._times_sign_ins, organization
+        )
         url = authorization_url(url, self._logto, nonce, wishes)
         again = self._times_sign_ins and prompt == "login"
         attempt = Attempt(json.loads(session)["state"], session, nonce, return_to, self._clock(), again)

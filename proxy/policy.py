@@ -38,6 +38,7 @@ class Reason(Enum):
     NO_RULE = "no_rule"  # no rule of `allow` holds
     NOT_SIGNED_IN = "not_signed_in"  # nobody is there whom a rule could hold for
     MEMBERSHIP_UNKNOWN = "membership_unknown"  # it depends on a Discord guild, and who is in it is not known
+    NOT_A_MEMBER = "not_a_member"  # the route is for the members of an organization in Logto
     SIGN_IN_TOO_OLD = "sign_in_too_old"  # a rule would hold, had the person signed in lately
 
 
@@ -77,6 +78,7 @@ _EVERYONE: Final = Decision(True, Reason.EVERYONE, detail="the route is open to 
 _SIGNED_IN: Final = Decision(True, Reason.SIGNED_IN, detail="the route is open to any signed-in user")
 _NOT_SIGNED_IN: Final = Decision(False, Reason.NOT_SIGNED_IN, detail="nobody is signed in", needs_sign_in=True)
 _UNKNOWN: Final = Decision(False, Reason.MEMBERSHIP_UNKNOWN, detail="Discord has not said who is in the guild")
+_NOT_A_MEMBER: Final = Decision(False, Reason.NOT_A_MEMBER, detail="the person is not in the route's organization")
 _NO_RULE: Final = Decision(False, Reason.NO_RULE, detail="no rule allows it")
 
 
@@ -222,7 +224,8 @@ class Policy:
     _mode: Mode
     _allow: tuple[_Judged, ...]
     _deny: tuple[_Judged, ...]
-    _key: tuple[Mode, frozenset[_Rule], frozenset[_Rule]]
+    _key: tuple[Mode, frozenset[_Rule], frozenset[_Rule], str | None]
+    _organization: str | None
     anonymous: bool
     any_user: bool
     paths: frozenset[str]
@@ -241,9 +244,15 @@ class Policy:
             _mode=mode,
             _allow=allow,
             _deny=deny,
-            _key=(mode, frozenset(one.rule for one in allow), frozenset(one.rule for one in deny)),
-            anonymous=mode == "everyone" and not deny,
-            any_user=mode == "signed-in" and not deny,
+            _key=(
+                mode,
+                frozenset(one.rule for one in allow),
+                frozenset(one.rule for one in deny),
+                route.organization,
+            ),
+            _organization=route.organization,
+            anonymous=mode == "everyone" and not deny and route.organization is None,
+            any_user=mode == "signed-in" and not deny and route.organization is None,
             guilds=frozenset(guild.guild for guild in asked),
             owned=frozenset(guild.guild for guild in asked if guild.owner),
             paths=frozenset(path for one in (*allow, *deny) for path in one.rule.paths or ()),
@@ -291,6 +300,16 @@ class Policy:
                     return _UNKNOWN
                 if member:
                     return one.decision
+        if self._organization is None:
+            return self._allowed(identity, facts)
+        if identity is not None and self._organization not in identity.organizations:
+            return _NOT_A_MEMBER
+        decision = self._allowed(identity, facts)
+        # A rule on networks alone lets nobody in particular pass: nobody is in an organization.
+        return _NOT_SIGNED_IN if identity is None and decision.allowed else decision
+
+    def _allowed(self, identity: Identity | None, facts: RequestFacts) -> Decision:
+        """What `allow` says."""
         if self._mode == "everyone":
             return _EVERYONE
         if self._mode == "signed-in":

@@ -42,6 +42,9 @@ _NAME: Final = pattern(r"[a-z0-9-]{1,63}", "a route's name", "lower-case letters
 _TEXT: Final = Notation(string, "a string", {"type": "string", "minLength": 1})
 _METHOD: Final = pattern(HTTP_TOKEN, "a method", "a method such as GET")
 _EMAIL: Final = pattern(r"[^@\s]+@[^@\s]+", "an e-mail address", "an e-mail address")
+_ORGANIZATION: Final = optional(
+    pattern(r"[A-Za-z0-9_-]{1,64}", "an organization's id", "an organization's id from Logto's console")
+)
 _ORGANIZATION_ROLE: Final = pattern(
     r"[^:\s]+:\S(?:.*\S)?", "an organization's role", '"organization:role", with the organization\'s id'
 )
@@ -305,6 +308,11 @@ class RouteSettings(Section):
         "signed-in", 'Who may pass: `"everyone"` without sign-in, `"signed-in"`, or a list of rules.'
     )
     deny: tuple[RuleSettings, ...] = written((), "Rules for who may not, whatever `allow` says.")
+    organization: Annotated[str | None, _ORGANIZATION] = written(
+        None,
+        "Organization in Logto whose members alone may pass, of those whom `allow` lets in. The app is told of no other "
+        "organization. Default: none.",
+    )
     headers: HeaderSettings = written({}, "Header fields for the app.")
     response: ResponseSettings = written({}, "Header fields of the app's answers.")
     strip_prefix: Annotated[str, PREFIX] = written(
@@ -343,6 +351,13 @@ class RouteSettings(Section):
                     )
         return value
 
+    @field_validator("organization")
+    @classmethod
+    def _for_somebody(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("allow") == "everyone":
+            raise mistake('is given, but allow is "everyone"', "signed-in or rules in allow, or no organization")
+        return value
+
     @field_validator("strip_prefix")
     @classmethod
     def _of_its_path(cls, value: str, info: ValidationInfo) -> str:
@@ -357,6 +372,14 @@ class RouteSettings(Section):
         if value is not None and not any(url.startswith("https:") for url in info.data.get("upstream", ("https:",))):
             raise mistake("is given, but no upstream is https", "an https upstream, or no tls")
         return value
+
+    @property
+    def speaks_of_organizations(self) -> bool:
+        """Whether who may pass depends on organizations."""
+        rules = (*(() if isinstance(self.allow, str) else self.allow), *self.deny)
+        return self.organization is not None or any(
+            rule.organizations is not None or rule.organization_roles is not None for rule in rules
+        )
 
     @property
     def servers(self) -> tuple[Server, ...]:

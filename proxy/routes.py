@@ -38,7 +38,8 @@ class Route:
 
     `path` covers itself and what is below it: `/admin` covers `/admin/x`, not `/administrator`. `header_remove` holds names
     folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
-    paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere.
+    paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
+    whose members alone it is for.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Route:
     mapping: PathMap | None
     preserve_host: bool
     body_bytes: int | None = None
+    organization: str | None = None
     response_set: tuple[tuple[bytes, bytes], ...] = ()
     response_remove: frozenset[bytes] = frozenset()  # lower case
 
@@ -82,6 +84,7 @@ class Route:
             mapping=PathMap(route.strip_prefix, route.add_prefix) if route.strip_prefix or route.add_prefix else None,
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
+            organization=route.organization,
             response_set=tuple(
                 (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()
             ),

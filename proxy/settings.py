@@ -67,6 +67,9 @@ def _none_if_blank(value: Any) -> Any:
     return None if blank else value
 
 
+_ORGANIZATIONS: Final = ("urn:logto:scope:organizations", "urn:logto:scope:organization_roles")
+
+
 class Settings(BaseSettings):
     """Settings of the gateway."""
 
@@ -157,6 +160,12 @@ class Settings(BaseSettings):
             if not isinstance(route.allow, str)
             for rule in route.allow
         )
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What a sign-in asks of Logto beyond `openid profile`: `logto.scopes`, and what the routes cannot do without."""
+        needed = _ORGANIZATIONS if any(route.speaks_of_organizations for route in self.route) else ()
+        return tuple(dict.fromkeys((*self.logto.scopes, *needed)))
 
     @property
     def public_host(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -56,8 +56,9 @@ class SignIn:
         returns: ReturnPaths,
         revocations: Revocations,
         results: Counter[str],
+        organization_at: Callable[[str], str | None],
     ) -> None:
-        """`results` counts the sign-ins that have ended."""
+        """`results` counts the sign-ins that have ended; `organization_at` names the one whose members a URL is for."""
         self._settings = settings
         self._store = store
         self._relying_party = relying_party
@@ -67,6 +68,7 @@ class SignIn:
         self._returns = returns
         self._revocations = revocations
         self._results = results
+        self._organization_at = organization_at
         self._strict = settings.session.cookie.same_site == "strict"
 
     async def intercept(self, request: Request) -> Response:
@@ -96,7 +98,8 @@ class SignIn:
     async def _begin(self, request: Request, return_to: str, **wishes: str | None) -> Response:
         """`wishes`: as `RelyingParty.begin` takes them."""
         try:
-            begun = await self._relying_party.begin(return_to, **wishes)
+            organization = self._organization_at(return_to)
+            begun = await self._relying_party.begin(return_to, organization=organization, **wishes)
         except (LogtoUnavailable, LogtoRefused) as error:
             return self._logto_trouble(request, error, return_to)
         return redirect(begun.url, set_cookies=[begun.set_cookie])

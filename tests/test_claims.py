@@ -184,3 +184,16 @@ def test_no_token_and_no_claim_shows() -> None:
     shown = repr(Grant(Identity("s", claims={"custom": "treasure"}), tokens, "sid", 1.0)) + str(tokens)
     assert not any(word in shown for word in ("id-token", "access-token", "refresh-token", "treasure"))
     assert tokens.refresh_token == "refresh-token"
+
+
+def test_an_organizations_app_hears_of_no_other_organization() -> None:
+    person = Identity(
+        sub="u",
+        roles=("ops",),
+        organizations=("acme", "acme2"),
+        organization_roles=("acme:admin", "acme2:admin", "acme:a:b", "acmeadmin"),
+    )
+    inside = person.within("acme")
+    assert (inside.sub, inside.organizations) == ("u", ("acme",))
+    assert inside.groups == ("ops", "acme:admin", "acme:a:b")
+    assert person.within("elsewhere").groups == ("ops",)

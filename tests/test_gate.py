@@ -409,3 +409,23 @@ class TestSignedInLongAgo:
         assert site.judge("/vault", cookie).kind is Kind.PASS
         assert site.judge("/vault", cookie, method="DELETE").reason == "sign_in_too_old"
         assert site.judge("/vault", site.sign_in("eve"), method="DELETE").kind is Kind.FORBIDDEN
+
+
+def test_an_organizations_route_tells_of_it_alone_and_other_routes_of_all(tmp_path: Path) -> None:
+    file = tmp_path / "postern.toml"
+    extra = '[[route]]\nname = "acme"\nhost = "acme.example.com"\nupstream = "http://acme:1"\norganization = "acme"\n'
+    file.write_text(ROUTES + extra)
+    settings = load(file, {})
+    store = MemoryStore(idle=3600, lifetime=86400)
+    gate = Gate(settings, RouteTable.from_settings(settings), store)
+    person = Identity(sub="ada", organizations=("acme", "x"), organization_roles=("acme:admin", "x:admin"))
+    grant = Grant(person, Tokens(id_token="i", access_token="a", access_expires_at=0), None, time.time())
+    _, value = asyncio.run(store.create(grant, browser="", address=""))
+    for host, groups in (("acme.example.com", ("acme:admin",)), ("apps.example.com", ("acme:admin", "x:admin"))):
+        verdict = gate.judge(request("/", f"Cookie: postern={value}".encode(), host=host), host, CLIENT)
+        assert verdict is not None
+        assert verdict.kind is Kind.PASS
+        assert verdict.identity is not None
+        assert verdict.identity.groups == groups
+        assert gate.organization_at(f"https://{host}/") == ("acme" if host.startswith("acme") else None)
+    assert gate.organization_at("https://nowhere.example/") is None

@@ -79,6 +79,8 @@ def test_the_authorization_request() -> None:
         ({}, {"identifier": "discord"}, {"identifier": None}),
         ({}, {"login_hint": "ada@example.com"}, {"login_hint": "ada@example.com"}),
         ({}, {"login_hint": "a" * 257}, {"login_hint": None}),
+        ({}, {"organization": "acme00000001"}, {"organization_id": "acme00000001"}),
+        ({}, {}, {"organization_id": None}),
         ({"LOGTO__SSO": "abc123"}, {}, {"direct_sign_in": "sso:abc123"}),
         ({"LOGTO__SSO": "abc123"}, {"connector": "github"}, {"direct_sign_in": "social:github"}),
         ({"LOGTO__SSO": "abc123"}, {"screen": "sign_in"}, {"direct_sign_in": None}),

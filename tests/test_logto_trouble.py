@@ -45,6 +45,7 @@ class World:
     url: str
     logto_port: int
     logto: contextlib.AsyncExitStack
+    upstream: Upstream
     running: RunningLogto | None = None
 
     @property
@@ -122,7 +123,10 @@ async def place(**environ: str) -> AsyncIterator[World]:
         await upstream.start()
         stack.push_async_callback(upstream.stop)
         world = World(
-            f"http://localhost:{free_port()}", free_port(), await stack.enter_async_context(contextlib.AsyncExitStack())
+            f"http://localhost:{free_port()}",
+            free_port(),
+            await stack.enter_async_context(contextlib.AsyncExitStack()),
+            upstream,
         )
         await world.up()
         settings = load(
@@ -130,7 +134,8 @@ async def place(**environ: str) -> AsyncIterator[World]:
             {
                 "POSTERN_PUBLIC_URL": world.url,
                 "POSTERN_LISTEN": "127.0.0.1:" + world.url.rpartition(":")[2],
-                "POSTERN_UPSTREAM": upstream.url,
+                "POSTERN_ROUTE__0__NAME": "app",
+                "POSTERN_ROUTE__0__UPSTREAM": upstream.url,
                 "LOGTO_ENDPOINT": f"http://127.0.0.1:{world.logto_port}",
                 "LOGTO_APP_ID": SANDBOX_APP_ID,
                 "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,

@@ -504,3 +504,54 @@ def test_the_fast_answers_are_those_of_the_long_way(allow: Any, who: Identity | 
         assert decision.allowed
     if found.any_user:
         assert decision.allowed is (who is not None)
+
+
+# -- an organization's route ------------------------------------------------------------------------------------------
+
+
+def for_members(allow: Any = "signed-in", deny: Any = (), organization: str = "acme") -> Policy:
+    raw = {"name": "r", "upstream": "http://a:1", "allow": allow, "deny": list(deny), "organization": organization}
+    return Policy.from_settings(RouteSettings.model_validate(raw))
+
+
+OLD = [{"roles": ["ops"], "signed_in_within": 60}]
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "who", "reason", "needs_sign_in"),
+    [
+        ("signed-in", [], ADA, Reason.SIGNED_IN, False),
+        ("signed-in", [], NOBODY_SPECIAL, Reason.NOT_A_MEMBER, False),
+        ("signed-in", [], None, Reason.NOT_SIGNED_IN, True),
+        ([{"roles": ["ops"]}], [], ADA, Reason.RULE, False),
+        ([{"roles": ["boss"]}], [], ADA, Reason.NO_RULE, False),
+        ([{"users": ["eve1"]}], [], NOBODY_SPECIAL, Reason.NOT_A_MEMBER, False),
+        (OLD, [], ADA, Reason.SIGN_IN_TOO_OLD, True),
+        ([{"users": ["eve1"], "signed_in_within": 60}], [], NOBODY_SPECIAL, Reason.NOT_A_MEMBER, False),
+        ([{"networks": ["10.0.0.0/8"]}], [], None, Reason.NOT_SIGNED_IN, True),
+        ([{"networks": ["10.0.0.0/8"]}], [], NOBODY_SPECIAL, Reason.NOT_A_MEMBER, False),
+        ([{"networks": ["10.0.0.0/8"]}], [], ADA, Reason.RULE, False),
+        ([{"networks": ["192.0.2.0/24"]}], [], None, Reason.NO_RULE, False),
+        ("signed-in", [{"networks": ["10.0.0.0/8"]}], None, Reason.DENY_RULE, False),
+        ("signed-in", [{"users": ["ada1"]}], ADA, Reason.DENY_RULE, False),
+    ],
+)
+def test_an_organizations_route_is_for_its_members_alone(
+    allow: Any, deny: Any, who: Identity | None, reason: Reason, needs_sign_in: bool
+) -> None:
+    decision = for_members(allow, deny).decide(who, facts())
+    assert (decision.reason, decision.needs_sign_in) == (reason, needs_sign_in)
+    assert decision.allowed is (reason in (Reason.SIGNED_IN, Reason.RULE))
+
+
+def test_an_organization_is_part_of_what_makes_policies_equal() -> None:
+    assert for_members() == for_members()
+    assert for_members() != for_members(organization="other")
+    assert for_members() != policy()
+    assert (for_members().any_user, for_members().anonymous) == (False, False)
+
+
+@given(st.lists(st.sampled_from(["acme", "acm", "acme2", "ACME", ""]), max_size=4))
+def test_nobody_passes_an_organizations_route_who_is_not_in_it(organizations: list[str]) -> None:
+    someone = Identity(sub="x", organizations=tuple(organizations), organization_roles=("acme:admin",))
+    assert for_members().decide(someone, facts()).allowed is ("acme" in organizations)

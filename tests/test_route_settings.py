@@ -114,3 +114,28 @@ def test_a_claim_is_compared_with_plain_values_only(value: Any) -> None:
 def test_a_claim_that_nobody_verified_decides_nothing(path: str) -> None:
     with pytest.raises(ValidationError):
         RuleSettings.model_validate({"claims": {path: "x"}})
+
+
+@pytest.mark.parametrize(
+    ("given", "speaks"),
+    [
+        ({}, False),
+        ({"allow": [{"roles": ["a"]}]}, False),
+        ({"organization": "acme00000001"}, True),
+        ({"allow": [{"roles": ["a"]}, {"organizations": ["acme"]}]}, True),
+        ({"allow": [{"organization_roles": ["acme:admin"]}]}, True),
+        ({"deny": [{"organizations": ["acme"]}]}, True),
+        ({"allow": "everyone", "organization": ""}, False),
+    ],
+)
+def test_routes_that_speak_of_organizations(given: dict[str, Any], speaks: bool) -> None:
+    route = RouteSettings.model_validate({"name": "r", "upstream": "http://a:1", **given})
+    assert route.speaks_of_organizations is speaks
+
+
+@pytest.mark.parametrize(
+    "given", [{"allow": "everyone", "organization": "acme"}, {"organization": "a b"}, {"organization": "acme:admin"}]
+)
+def test_an_organization_that_cannot_be_meant(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RouteSettings.model_validate({"name": "r", "upstream": "http://a:1", **given})

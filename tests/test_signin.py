@@ -47,6 +47,40 @@ def test_a_navigation_goes_to_logto_and_comes_back_to_the_very_url(world: World)
     assert world.logto.begun == [{"return_to": PUBLIC + "/page?a=%2F&b=1|2"}]
 
 
+MEMBERS = """
+[[route]]
+name = "acme"
+path = "/acme"
+upstream = "http://127.0.0.1:9"
+organization = "acme00000001"
+
+[[route]]
+name = "rest"
+upstream = "http://127.0.0.1:9"
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "organization"),
+    [
+        ("/acme/page?x=1", "acme00000001"),
+        ("/page", None),
+        ("/acmes", None),
+        ("/.postern/sign-in?return_to=/acme", "acme00000001"),
+        ("/.postern/sign-in?return_to=https://apps.example.com/acme/%25C3%25A9?x", "acme00000001"),
+        ("/.postern/sign-in?return_to=https://evil.example/acme", None),
+        ("/.postern/sign-in", None),
+        ("/.postern/sign-in?organization=acme00000001", None),
+    ],
+)
+def test_the_sign_in_is_the_organizations_whose_page_it_is_for(
+    tmp_path: Path, path: str, organization: str | None
+) -> None:
+    with World(settings_for(tmp_path, routes=MEMBERS)) as world:
+        assert world.get(path).status == 302
+        assert world.logto.begun[0].get("organization") == organization
+
+
 def test_a_head_navigation_starts_one_too(world: World) -> None:
     assert world.request("HEAD", "/page", NAVIGATE).status == 302
 
