@@ -375,10 +375,12 @@ class RouteSettings(Section):
 
     @property
     def speaks_of_organizations(self) -> bool:
-        """Whether who may pass depends on organizations."""
+        """Whether who may pass, or what the app is told, depends on organizations."""
         rules = (*(() if isinstance(self.allow, str) else self.allow), *self.deny)
-        return self.organization is not None or any(
-            rule.organizations is not None or rule.organization_roles is not None for rule in rules
+        return (
+            self.organization is not None
+            or any(rule.organizations is not None or rule.organization_roles is not None for rule in rules)
+            or any("{organization" in value for value in self.headers.set.values())
         )
 
     @property

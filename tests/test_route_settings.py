@@ -125,6 +125,8 @@ def test_a_claim_that_nobody_verified_decides_nothing(path: str) -> None:
         ({"allow": [{"roles": ["a"]}, {"organizations": ["acme"]}]}, True),
         ({"allow": [{"organization_roles": ["acme:admin"]}]}, True),
         ({"deny": [{"organizations": ["acme"]}]}, True),
+        ({"headers": {"set": {"X-Tenants": "{organizations}"}}}, True),
+        ({"headers": {"set": {"X-Tenants": "{roles}"}}}, False),
         ({"allow": "everyone", "organization": ""}, False),
     ],
 )
