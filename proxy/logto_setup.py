@@ -106,7 +106,7 @@ def wanted_for(settings: Settings, pending: Iterable[str], extras: Extras) -> Wa
         backchannel=seen + "/backchannel-logout",
         hook=seen + "/hooks/logto",
         home=settings.public_url + "/",
-        scopes=settings.logto.scopes,
+        scopes=settings.scopes,
         resources=settings.logto.resources,
         roles=extras.roles,
         organization=extras.organization,

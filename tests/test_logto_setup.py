@@ -19,6 +19,7 @@ from proxy.logto_setup import (
     admin_secret,
     manager_for,
     settings_before,
+    wanted_for,
     write_config,
     write_env,
 )
@@ -394,3 +395,16 @@ def test_an_env_file_is_written_whole_and_for_its_owner(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_env(directory, {"A": "1"})
     assert sorted(it.name for it in tmp_path.iterdir()) == [".env", "directory", "fresh.env"]
+
+
+def test_what_sign_ins_ask_for_the_id_token_shall_carry() -> None:
+    environ = {
+        "POSTERN_PUBLIC_URL": PUBLIC,
+        "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+        "POSTERN_ROUTE__0__NAME": "acme",
+        "POSTERN_ROUTE__0__UPSTREAM": "http://127.0.0.1:9",
+    }
+    for more, asked in (({}, False), ({"POSTERN_ROUTE__0__ORGANIZATION": "acme00000001"}, True)):
+        settings, pending = settings_before(EMPTY, environ | more)
+        wanted = wanted_for(settings, pending, Extras())
+        assert ("urn:logto:scope:organizations" in wanted.scopes) is asked
