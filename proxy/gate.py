@@ -309,7 +309,7 @@ class Gate:
         if route is None:  # match has answered this already; never pass what has no route
             return Verdict(Kind.NOT_FOUND, status=404)
         policy = route.policy
-        if policy.anonymous or policy.any_user:
+        if not policy.sees_request:
             facts = _UNSEEN
         else:
             facts = RequestFacts(

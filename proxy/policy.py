@@ -133,6 +133,14 @@ class _Rule:
         )  # fmt: skip
 
     @property
+    def sees_request(self) -> bool:
+        """Whether a criterion is about anything but the person: the request, the time, or a guild."""
+        return any(
+            criterion is not None
+            for criterion in (self.networks, self.methods, self.paths, self.guild, self.signed_in_within)
+        )
+
+    @property
     def criteria(self) -> str:
         """The names of the criteria given."""
         return ", ".join(name for name in self.__slots__ if getattr(self, name) is not None)
@@ -217,8 +225,9 @@ class _Judged:
 class Policy:
     """The rules of one route: immutable; equal to another when the same requests pass it.
 
-    `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else. `paths` are those
-    that rules name, `guilds` the Discord guilds, `owned` those of whose owners they speak.
+    `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else. `sees_request`:
+    more than who somebody is counts. `paths` are those that rules name, `guilds` the Discord guilds, `owned` those of whose
+    owners they speak.
     """
 
     _mode: Mode
@@ -228,6 +237,7 @@ class Policy:
     _organization: str | None
     anonymous: bool
     any_user: bool
+    sees_request: bool
     paths: frozenset[str]
     guilds: frozenset[str]
     owned: frozenset[str]
@@ -253,6 +263,7 @@ class Policy:
             _organization=route.organization,
             anonymous=mode == "everyone" and not deny and route.organization is None,
             any_user=mode == "signed-in" and not deny and route.organization is None,
+            sees_request=any(one.rule.sees_request for one in (*allow, *deny)),
             guilds=frozenset(guild.guild for guild in asked),
             owned=frozenset(guild.guild for guild in asked if guild.owner),
             paths=frozenset(path for one in (*allow, *deny) for path in one.rule.paths or ()),

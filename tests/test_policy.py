@@ -506,6 +506,34 @@ def test_the_fast_answers_are_those_of_the_long_way(allow: Any, who: Identity | 
         assert decision.allowed is (who is not None)
 
 
+@given(ALLOW, st.lists(RULES, max_size=2), PEOPLE, REQUESTS, REQUESTS)
+def test_what_sees_no_request_says_the_same_of_any(
+    allow: Any, deny: list[Any], who: Identity | None, what: RequestFacts, other: RequestFacts
+) -> None:
+    """The gate leaves out what such a policy would not look at."""
+    found = policy(allow, deny)
+    if not found.sees_request:
+        assert found.decide(who, what) == found.decide(who, other)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sees"),
+    [
+        ({"roles": ["ops"], "users": ["a"], "emails": ["a@b.c"], "claims": {"x": "y"}}, False),
+        ({"discord": {"users": ["100000000000000001"]}}, False),
+        ({"methods": ["GET"]}, True),
+        ({"networks": ["10.0.0.0/8"]}, True),
+        ({"paths": ["/a"]}, True),
+        ({"roles": ["ops"], "signed_in_within": "1h"}, True),
+        ({"discord": {"guild": "200000000000000001"}}, True),
+    ],
+)
+def test_which_rules_see_more_than_the_person(rule: dict[str, Any], sees: bool) -> None:
+    assert policy([rule]).sees_request is sees
+    if "signed_in_within" not in rule:
+        assert policy("signed-in", [rule]).sees_request is sees
+
+
 # -- an organization's route ------------------------------------------------------------------------------------------
 
 
