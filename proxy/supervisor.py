@@ -267,6 +267,8 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 child.process.kill()
             await child.process.wait()
+            await child.channel.close()
+        self._children.clear()
 
     def _at_work(self) -> list[_Child]:
         return [child for child in self._children if not child.leaving.is_set()]
