@@ -8,24 +8,34 @@ taken: an unknown address is in no network that is allowed and in every one that
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any, Final, Literal
-from urllib.parse import quote
+from typing import Final, Literal
 
-from proxy.claims import Identity, lookup
+from proxy.claims import Identity
+from proxy.criteria import (
+    Address,
+    Expected,
+    Network,
+    Values,
+    at_least,
+    claim_holds,
+    claims_covered,
+    domain_of,
+    expected_of,
+    folded,
+    is_below,
+    is_below_one,
+    is_within,
+    networks_covered,
+    set_of,
+    spelled,
+)
 from proxy.membership import GuildRule, Members
 from proxy.settings import RouteSettings, RuleSettings
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 Mode = Literal["everyone", "signed-in", "rules"]
-Values = frozenset[str] | None
-_ESCAPE: Final = re.compile("%[0-9A-F]{2}")
-_Claim = tuple[str, frozenset[tuple[str, Any]]]
 
 
 class Reason(Enum):
@@ -93,7 +103,7 @@ class _Rule:
     roles: Values
     organizations: Values
     organization_roles: Values
-    claims: frozenset[_Claim] | None
+    claims: frozenset[Expected] | None
     networks: frozenset[Network] | None
     methods: Values
     paths: Values
@@ -104,18 +114,18 @@ class _Rule:
     @classmethod
     def compiled(cls, rule: RuleSettings) -> _Rule:
         return cls(
-            users=_set(rule.users),
-            usernames=_set(rule.usernames),
-            emails=None if rule.emails is None else frozenset(map(_folded, rule.emails)),
-            email_domains=None if rule.email_domains is None else frozenset(map(_folded, rule.email_domains)),
-            roles=_set(rule.roles),
-            organizations=_set(rule.organizations),
-            organization_roles=_set(rule.organization_roles),
-            claims=None if rule.claims is None else frozenset(map(_claim, rule.claims.items())),
+            users=set_of(rule.users),
+            usernames=set_of(rule.usernames),
+            emails=None if rule.emails is None else frozenset(map(folded, rule.emails)),
+            email_domains=None if rule.email_domains is None else frozenset(map(folded, rule.email_domains)),
+            roles=set_of(rule.roles),
+            organizations=set_of(rule.organizations),
+            organization_roles=set_of(rule.organization_roles),
+            claims=None if rule.claims is None else frozenset(map(expected_of, rule.claims.items())),
             networks=None if rule.networks is None else frozenset(rule.networks),
-            methods=_set(rule.methods),
-            paths=_set(rule.paths),
-            discord_users=None if rule.discord is None else _set(rule.discord.users),
+            methods=set_of(rule.methods),
+            paths=set_of(rule.paths),
+            discord_users=None if rule.discord is None else set_of(rule.discord.users),
             guild=GuildRule.compiled(rule.discord),
             signed_in_within=rule.signed_in_within,
         )
@@ -153,10 +163,10 @@ class _Rule:
             and (self.roles is None or not self.roles.isdisjoint(identity.roles))
             and (self.organizations is None or not self.organizations.isdisjoint(identity.organizations))
             and (self.organization_roles is None or not self.organization_roles.isdisjoint(identity.organization_roles))
-            and (self.emails is None or (identity.email is not None and _folded(identity.email) in self.emails))
-            and (self.email_domains is None or _domain(identity.email) in self.email_domains)
+            and (self.emails is None or (identity.email is not None and folded(identity.email) in self.emails))
+            and (self.email_domains is None or domain_of(identity.email) in self.email_domains)
             and (self.discord_users is None or identity.discord_id in self.discord_users)
-            and (self.claims is None or all(_claim_holds(identity.claims, claim) for claim in self.claims))
+            and (self.claims is None or all(claim_holds(identity.claims, claim) for claim in self.claims))
         )
 
     def fits_request(self, facts: RequestFacts, *, deny: bool) -> bool:
@@ -167,8 +177,8 @@ class _Rule:
         method = facts.method.upper() if deny else facts.method
         return (
             (self.methods is None or method in self.methods)
-            and (self.networks is None or _within(facts.client, self.networks, unknown=deny))
-            and (self.paths is None or _is_below(facts.path, self.paths, deny=deny))
+            and (self.networks is None or is_within(facts.client, self.networks, unknown=deny))
+            and (self.paths is None or is_below(facts.path, self.paths, deny=deny))
         )
 
     def fits_member(self, identity: Identity | None, facts: RequestFacts, *, deny: bool) -> bool | None:
@@ -190,12 +200,13 @@ class _Rule:
     def covers(self, other: _Rule) -> bool:
         """Whether this rule certainly holds wherever `other` does: it asks for nothing that the other does not."""
         return (
-            all(_at_least(mine, theirs) for mine, theirs in self._sets(other))
+            all(at_least(mine, theirs) for mine, theirs in self._sets(other))
             and self.guild in (None, other.guild)
-            and _claims_covered(self.claims, other.claims)
-            and _networks_covered(self.networks, other.networks)
+            and claims_covered(self.claims, other.claims)
+            and networks_covered(self.networks, other.networks)
             and (
-                self.paths is None or (other.paths is not None and all(_below_one(p, self.paths) for p in other.paths))
+                self.paths is None
+                or (other.paths is not None and all(is_below_one(p, self.paths) for p in other.paths))
             )
             and (
                 self.signed_in_within is None
@@ -282,9 +293,9 @@ class Policy:
         """Which of the paths that rules name `path` is in, however it is spelled: in one zone the same rules apply."""
         if not self.paths:
             return self.paths
-        exactly = {named for named in self.paths if _below_one(path, _spelled(named))}
-        folded = path.casefold()
-        generously = {"~" + named for named in self.paths if _below_one(folded, map(str.casefold, _spelled(named)))}
+        exactly = {named for named in self.paths if is_below_one(path, spelled(named))}
+        lowered = path.casefold()
+        generously = {"~" + named for named in self.paths if is_below_one(lowered, map(str.casefold, spelled(named)))}
         return frozenset(exactly | generously)
 
     def doubts(self) -> Iterator[str]:
@@ -352,103 +363,3 @@ def _judged(index: int, settings: RuleSettings, *, allow: bool) -> _Judged:
     )
     stale = Decision(False, Reason.SIGN_IN_TOO_OLD, index, detail, needs_sign_in=True)
     return _Judged(rule, decision, rule.personal, anytime, stale)
-
-
-def _set(values: Iterable[str] | None) -> Values:
-    return None if values is None else frozenset(values)
-
-
-def _folded(text: str) -> str:
-    """`text`, an address or a domain, with ASCII letters in lower case and the domain's labels as A-labels.
-
-    Nothing else is folded or normalised: `casefold` makes `ß` and `ss` one, `lower` and even NFC turn the Kelvin sign into a
-    `k`, and such mappings have let people take over the accounts of others. Labels outside ASCII are encoded as they are
-    (RFC 5891 4.4), without IDNA 2003's mapping, which turns `ß` into `ss` as well.
-    """
-    local, at, domain = text.rpartition("@")
-    return _ascii_lower(local) + at + ".".join(map(_a_label, domain.split(".")))
-
-
-def _ascii_lower(text: str) -> str:
-    return text.lower() if text.isascii() else "".join(c.lower() if c.isascii() else c for c in text)
-
-
-def _a_label(label: str) -> str:
-    lowered = _ascii_lower(label)
-    return lowered if lowered.isascii() else "xn--" + lowered.encode("punycode").decode("ascii")
-
-
-def _domain(email: str | None) -> str | None:
-    """The domain of an address; None where it is not plain which part is the domain (`a@evil@corp`)."""
-    if email is None or email.count("@") != 1 or email.startswith("@"):
-        return None
-    return _folded(email).partition("@")[2]
-
-
-def _claim(item: tuple[str, Any]) -> _Claim:
-    path, expected = item
-    return path, frozenset(map(_typed, expected if isinstance(expected, tuple) else (expected,)))
-
-
-def _typed(value: Any) -> tuple[str, Any]:
-    """`value` with its JSON type: in Python True == 1, in JSON not."""
-    if isinstance(value, bool):
-        return "boolean", value
-    return ("number", value) if isinstance(value, int | float) else ("string", value)
-
-
-def _claim_holds(claims: Mapping[str, Any], claim: _Claim) -> bool:
-    """Whether the claim, or an item of it if it is a list, has one of the values expected."""
-    path, expected = claim
-    actual = lookup(claims, path)
-    values = actual if isinstance(actual, list) else [actual]
-    return any(isinstance(value, str | int | float | bool) and _typed(value) in expected for value in values)
-
-
-def _is_below(path: str, places: Iterable[str], *, deny: bool) -> bool:
-    """Whether `path`, normalised, is one of `places` or below one.
-
-    What denies is read generously: an app that takes `/ADMIN` for `/admin`, or decodes nothing, is still behind the rule.
-    """
-    if deny:
-        return _below_one(path.casefold(), [form.casefold() for place in places for form in _spelled(place)])
-    return _below_one(path, places)
-
-
-def _below_one(path: str, places: Iterable[str]) -> bool:
-    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
-
-
-def _spelled(place: str) -> tuple[str, str, str]:
-    """`place` as it may stand in a reading: decoded, or escaped in either case as browsers write it."""
-    escaped = quote(place, safe="/!$&'()*+,:=@~")
-    return place, escaped, _ESCAPE.sub(lambda match: match[0].lower(), escaped)
-
-
-def _at_least(mine: Values, theirs: Values) -> bool:
-    return mine is None or (theirs is not None and theirs <= mine)
-
-
-def _claims_covered(mine: frozenset[_Claim] | None, theirs: frozenset[_Claim] | None) -> bool:
-    asked = dict(theirs or ())
-    return all(path in asked and asked[path] <= expected for path, expected in mine or ())
-
-
-def _networks_covered(mine: frozenset[Network] | None, theirs: frozenset[Network] | None) -> bool:
-    if mine is None or theirs is None:
-        return mine is None
-    return all(any(_is_part(one, network) for network in mine) for one in theirs)
-
-
-def _is_part(one: Network, whole: Network) -> bool:
-    if isinstance(one, IPv4Network):
-        return isinstance(whole, IPv4Network) and one.subnet_of(whole)
-    return isinstance(whole, IPv6Network) and one.subnet_of(whole)
-
-
-def _within(client: Address | None, networks: frozenset[Network], *, unknown: bool) -> bool:
-    if client is None:
-        return unknown
-    if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
-        client = client.ipv4_mapped  # ::ffff:10.0.0.1 is 10.0.0.1 come in by a dual-stack socket
-    return any(client in network for network in networks)
