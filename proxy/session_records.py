@@ -23,7 +23,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -31,6 +31,9 @@ from proxy.errors import StoreUnavailable
 from proxy.session_cache import Line
 from proxy.session_servers import Command, Reach, Servers, all_of
 from proxy.session_tracking import PREFIX
+
+if TYPE_CHECKING:
+    from proxy.session_codec import Session
 
 BATCH: Final = 100
 _INDEX_PAGE: Final = 500
@@ -304,6 +307,12 @@ def user_index(sub: str) -> str:
 def sid_index(sid: str) -> str:
     """The key of the index of the sessions that began with one session at Logto."""
     return "postern:l:" + _hashed(sid)
+
+
+def indexes_of(session: Session) -> list[str]:
+    """The keys of all indexes that a session is on."""
+    person = user_index(session.identity.sub)
+    return [person] if session.sid is None else [person, sid_index(session.sid)]
 
 
 def stamp(time: float) -> str:

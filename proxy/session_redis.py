@@ -10,8 +10,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final, Literal
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final, Literal
 
 from typing_extensions import override
 
@@ -19,6 +19,7 @@ from proxy.claims import Grant, Tokens
 from proxy.errors import StoreUnavailable
 from proxy.sealing import KeyRing
 from proxy.session_cache import Entry, Line, Miss, SessionCache
+from proxy.session_chores import Chores
 from proxy.session_codec import (
     Damaged,
     Holder,
@@ -30,12 +31,11 @@ from proxy.session_codec import (
     is_session_id,
 )
 from proxy.session_mirror import Mirror
-from proxy.session_records import BATCH, Record, Records, sid_index, user_index
+from proxy.session_records import BATCH, Record, Records, indexes_of, sid_index, user_index
 from proxy.session_servers import Reach, all_of, open_servers
 from proxy.session_store import Bounds, SessionStore, new_session, refreshed
 
 _TOUCH_SECONDS: Final = 60.0
-_COMPLAINT_SECONDS: Final = 10.0
 _DUE_AGAIN_SECONDS: Final = 1.0
 _END_AGAIN_SECONDS: Final = 1.0
 # How often one request tries whether Redis is back, while the others live on its grace.
@@ -64,8 +64,7 @@ class RedisStore(SessionStore):
         self._ring = keyring
         self._touch_every = min(_TOUCH_SECONDS, idle / 10)
         self._touching: dict[str, asyncio.Task[None]] = {}
-        self._behind: set[asyncio.Task[None]] = set()
-        self._complain_at = 0.0
+        self._chores = Chores()
         self._try_at = 0.0
         self._unended: dict[str, tuple[str, bool]] = {}  # ended here, not yet in Redis: id -> (why, leave tokens)
         self._records = Records(open_servers(url, reach), reach)
@@ -180,7 +179,7 @@ class RedisStore(SessionStore):
         stored = encode_session(self._ring, session, holder.proof)
         tokens = encode_tokens(self._ring, grant.tokens, holder)
         # The indexes first: a session on none of them could not be found to be ended.
-        await all_of(self._records.index(key, holder.id, session.expires_at, now) for key in _indexes(session))
+        await all_of(self._records.index(key, holder.id, session.expires_at, now) for key in indexes_of(session))
         await self._records.create(holder.id, stored, tokens, now, self._ttl(session, now))
         return self._cache.adopt(session), holder.cookie
 
@@ -256,12 +255,12 @@ class RedisStore(SessionStore):
             count = await self._records.end(ids, why, leave_tokens=leave_tokens)
         except StoreUnavailable:
             self._unended.update(dict.fromkeys(ids, (why, leave_tokens)))
-            self._run(self._end_again(), "ends")
+            self._chores.run(self._end_again(), "ends")
             raise
-        self._run(self._unindex(ids, records), "indexes")
+        self._chores.run(self._unindex(ids, records), "indexes")
         if leave_tokens:
             for holder in filter(None, (Holder.read(entry.cookie) for entry in entries)):
-                self._run(self._take_leftover(holder), "leftover tokens")
+                self._chores.run(self._take_leftover(holder), "leftover tokens")
         return count
 
     async def _end_again(self) -> None:
@@ -278,7 +277,7 @@ class RedisStore(SessionStore):
     def _resumed(self) -> None:
         """Redis reports changes again. It may be another server now, which had not heard of the last ends yet."""
         if ids := self._cache.lately_ended():
-            self._run(self._records.end(ids, "ended before", leave_tokens=False), "ends")
+            self._chores.run(self._records.end(ids, "ended before", leave_tokens=False), "ends")
 
     async def _read_again(self, session_id: str, cookie: str | None) -> None:
         """A session that somebody here holds has changed, or may have."""
@@ -305,7 +304,7 @@ class RedisStore(SessionStore):
             _log.info("session %s has ended: %s", session_id, why)
             self._ended(session_id)
         if record.ended is not None and record.tokens is not None and holder is not None:
-            self._run(self._take_leftover(holder), "leftover tokens")
+            self._chores.run(self._take_leftover(holder), "leftover tokens")
 
     async def _take_leftover(self, holder: Holder) -> None:
         """Hand over the tokens that an ended session has left behind: only its cookie opens them."""
@@ -374,7 +373,7 @@ class RedisStore(SessionStore):
             found += [session for session in sessions if session is not None]
             settled = self._clock() + self._lifetime - _JUST_BEGUN_SECONDS
             gone = [it for it, session in zip(batch, sessions, strict=True) if session is None and ends[it] < settled]
-            self._run(self._records.unindex([(key, session_id) for session_id in gone]), "indexes")
+            self._chores.run(self._records.unindex([(key, session_id) for session_id in gone]), "indexes")
         return sorted(found, key=lambda session: -session.seen_at)
 
     async def _decoded(self, ids: Sequence[str]) -> list[Session | None]:
@@ -383,7 +382,7 @@ class RedisStore(SessionStore):
 
     async def _unindex(self, ids: Sequence[str], records: Sequence[Record]) -> None:
         sessions = [self._decode(session_id, record) for session_id, record in zip(ids, records, strict=True)]
-        await self._records.unindex([(key, it.id) for it in sessions if it is not None for key in _indexes(it)])
+        await self._records.unindex([(key, it.id) for it in sessions if it is not None for key in indexes_of(it)])
 
     # -- claims and the rest
 
@@ -424,10 +423,7 @@ class RedisStore(SessionStore):
     @override
     async def close(self) -> None:
         await self._mirror.close()
-        tasks = [*self._behind, *self._touching.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._chores.close(*self._touching.values())
         await self._records.servers.close()
 
     # -- behind the scenes
@@ -447,36 +443,8 @@ class RedisStore(SessionStore):
         try:
             await self._records.touch(session.id, now, self._ttl(session, now))
         except StoreUnavailable as error:
-            self._complain("the use of sessions cannot be noted", error)
-
-    def _run(self, work: Coroutine[Any, Any, Any], what: str) -> None:
-        """Do something that nobody waits for. When Redis does not answer it is left, and said."""
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._behind.discard(task)
-            error = None if task.cancelled() else task.exception()
-            if isinstance(error, StoreUnavailable):
-                self._complain(f"{what} cannot be brought up to date", error)
-            elif error is not None:
-                _log.error("%s cannot be brought up to date", what, exc_info=error)
-
-        task = asyncio.get_running_loop().create_task(work)
-        self._behind.add(task)
-        task.add_done_callback(done)
-
-    def _complain(self, what: str, error: StoreUnavailable) -> None:
-        # All of this can wait; a read-only Redis would else fill the log with it.
-        if time.monotonic() >= self._complain_at:
-            self._complain_at = time.monotonic() + _COMPLAINT_SECONDS
-            _log.warning("%s: %s", what, error)
+            self._chores.complain("the use of sessions cannot be noted", error)
 
     def _ttl(self, session: Session, now: float) -> float:
         """Seconds after which Redis forgets `session` by itself when nobody uses it again."""
         return min(self._idle, session.expires_at - now)
-
-
-def _indexes(session: Session) -> list[str]:
-    keys = [user_index(session.identity.sub)]
-    if session.sid is not None:
-        keys.append(sid_index(session.sid))
-    return keys
