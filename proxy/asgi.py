@@ -29,7 +29,7 @@ _log = logging.getLogger("postern")
 class AsgiCall:
     """Runs the app for one request. `body`, `body_done`, `client_writable` and `cancel` are what the connection calls.
 
-    A refusal takes no body, whatever its size: what of it comes before the answer is forgotten.
+    A refusal wants no body, whatever its size: what of it comes before the answer is forgotten.
     """
 
     __slots__ = (
@@ -45,18 +45,20 @@ class AsgiCall:
         "_head_sent",
         "_request_id",
         "_status",
-        "_takes_body",
+        "_wants_body",
         "body_in",
         "body_out",
         "started",
     )
 
-    def __init__(self, client: ClientConnection, head: RequestHead, *, takes_body: bool) -> None:
+    takes_body = True  # if only to forget it
+
+    def __init__(self, client: ClientConnection, head: RequestHead, *, wants_body: bool) -> None:
         self._client: ClientConnection | None = client  # None once the client is gone, or has its answer
         self._head = head
-        self._takes_body = takes_body
+        self._wants_body = wants_body
         self._body = bytearray()
-        self._complete = head.length == 0 or not takes_body
+        self._complete = head.length == 0 or not wants_body
         self._delivered = False  # the app has all of the body
         self._arrived = asyncio.Event()
         self._drained = asyncio.Event()
@@ -98,7 +100,7 @@ class AsgiCall:
 
     def body(self, data: bytes) -> None:
         """Payload of the request's body has come."""
-        if not self._takes_body:
+        if not self._wants_body:
             return
         self.body_in += len(data)
         if self.body_in > MAX_BODY:

@@ -161,11 +161,6 @@ class ClientConnection(Wire):
         self._wait(FOREVER, self.close)
         self.pause()
 
-    def store_answered(self) -> None:
-        """The store has been asked, and the request is in somebody's hands. An exchange takes the body when it can."""
-        if self._body is None or self._request is None or not isinstance(self._request.work, Exchange):
-            self.flow()
-
     def await_app(self) -> None:
         """The gateway app works on an answer. Its own calls have their deadlines; this is the last of them."""
         self._wait(self._limits.first_byte_timeout, self.fail)
@@ -176,10 +171,8 @@ class ClientConnection(Wire):
         self.flow()
 
     def await_upstream(self) -> None:
-        """An exchange is opening its connection: a body read until then would have to be kept."""
-        self._wait(FOREVER, self._upstream_too_slow)  # pools have deadlines of their own, for each server they try
-        if self._body is not None:
-            self.pause()
+        """An exchange is opening its connection; pools have deadlines of their own, for each server they try."""
+        self._wait(FOREVER, self._upstream_too_slow)
 
     def upstream_begun(self) -> None:
         """An exchange has its connection: the body may flow, the answer is due."""
@@ -204,10 +197,11 @@ class ClientConnection(Wire):
 
     def open_tunnel(self, exchange: Exchange, head: bytes) -> ClientTunnel | None:
         """Switch protocols: `head` is the 101. None when the client is gone."""
-        request, self._request = self._request, None
+        request = self._request
         if request is None or self._transport.is_closing():
             return None
         request.answering(101)
+        self._request = None
         self._detach()
         self._closing = True
         tunnel = ClientTunnel(self._relay, self._state, self._crowd, request, exchange)
@@ -318,7 +312,7 @@ class ClientConnection(Wire):
 
     def _read_body(self, request: Request, body: LengthBody | ChunkedBody, data: bytes) -> None:
         work = request.work
-        if work is None:
+        if work is None or not work.takes_body:
             self._hold(data)
             return
         try:

@@ -40,12 +40,10 @@ class Exchange:
         "_connection",
         "_fields",
         "_head",
-        "_held",
         "_pools",
         "_repeatable",
         "_request",
         "_request_chunked",
-        "_request_done",
         "_retried",
         "_task",
         "_unsent",
@@ -73,9 +71,7 @@ class Exchange:
         self._block = block  # the request head as the upstream gets it
         self._connection: UpstreamConnection | None = None
         self._task: asyncio.Task[None] | None = None
-        self._held: list[bytes] = []  # body that came while no connection was there yet; reading is paused meanwhile
         self._request_chunked = head.length is None
-        self._request_done = head.length == 0
         # What may be sent a second time, when nobody can tell whether the first one arrived: RFC 9110 9.2.2, and nothing
         # that a client has sent only once.
         self._repeatable = head.method in IDEMPOTENT and head.length == 0 and head.upgrade is None
@@ -85,6 +81,11 @@ class Exchange:
         self.started = False  # a byte of the final response has gone to the client
         self.body_in = 0  # payload bytes that came from the client
         self.body_out = 0  # and that were sent to it
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether there is a connection for the request's body to go to."""
+        return self._connection is not None
 
     # -- towards the upstream
 
@@ -107,19 +108,11 @@ class Exchange:
             data = chunk(data)
         if self._connection is not None:
             self._connection.write(data)
-        elif not self._request_done:
-            self._held.append(data)
-            self._client.pause()
 
     def body_done(self, trailers: Fields) -> None:
         """The request's body is complete. Trailers stay trailers, and identity among them is dropped."""
-        end = last_chunk(self._fields.trailers(trailers)) if self._request_chunked else b""
         if self._connection is not None:
-            self._request_done = True
-            self._connection.end_request(end)
-        else:
-            self._held.append(end)
-            self._request_done = True
+            self._connection.end_request(last_chunk(self._fields.trailers(trailers)) if self._request_chunked else b"")
 
     def client_eof(self) -> None:
         """The client has closed its half of the tunnel."""
@@ -168,22 +161,20 @@ class Exchange:
 
     async def _connection_to(self, order: Sequence[Pool]) -> UpstreamConnection:
         """A connection to the first server that has one; raises the last one's UpstreamFailed."""
-        last = len(order) - 1
-        for number, pool in enumerate(order):
+        reuse = self._repeatable and not self._retried
+        *others, last = order
+        for pool in others:
             try:
-                return await pool.connect(reuse=self._repeatable and not self._retried)
+                return await pool.connect(reuse=reuse)
             except UpstreamFailed as error:  # nothing has been sent: the next server may be asked
-                if number == last or error.problem is UpstreamProblem.BUSY:  # busy: and it was the least busy one
-                    raise
-        raise UpstreamFailed(UpstreamProblem.REFUSED, "the route has no server")
+                if error.problem is UpstreamProblem.BUSY:
+                    raise  # and it was the least busy one
+        return await last.connect(reuse=reuse)
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
-        held, self._held = self._held, []
         head = self._fields.addressed(self._block, connection.pool.authority)
-        connection.begin(self, self._head.method, head, complete=self._request_done)
-        if held:
-            connection.write(b"".join(held))
+        connection.begin(self, self._head.method, head, complete=self._head.length == 0)
         self._client.upstream_begun()
 
     # -- from the upstream
@@ -276,12 +267,9 @@ class Exchange:
         Only to what the client asked for, and only when nothing of its request is left to be sent in the old one: an app
         that switches unasked would leave the two sides with different ideas of where they are.
         """
-        connection = self._connection
-        if connection is None:
-            return
-        if not _agreed(self._head.upgrade, head.values.get(b"upgrade")) or not self._client.request_read:
-            self._connection = None
-            connection.abort()
+        connection, agreed = self._connection, _agreed(self._head.upgrade, head.values.get(b"upgrade"))
+        if connection is None or not agreed or not self._client.request_read:
+            self.cancel()
             self._give_up(UpstreamProblem.GARBAGE)
             return
         self.started = True

@@ -104,7 +104,7 @@ class Request:
     def answer(self, verdict: Verdict) -> None:
         """Let the gateway app answer with `verdict`."""
         self.verdict = verdict
-        call = AsgiCall(self._connection, self.head, takes_body=verdict.kind is Kind.OWN)
+        call = AsgiCall(self._connection, self.head, wants_body=verdict.kind is Kind.OWN)
         self.work = call
         self._connection.await_app()
         self._relay.keep(call.start(self._plan.app, self._call(verdict)))
@@ -201,7 +201,7 @@ class Request:
             self._task = None
             self._connection.fail()
         else:
-            self._connection.store_answered()
+            self._connection.flow()
 
     def _judged(self) -> tuple[RequestHead, str]:
         """The head and host to judge: this request's own, or what another proxy asks about."""

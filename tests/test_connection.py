@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from proxy.connection import ClientConnection
+from proxy.exchange import Exchange
 from tests.relay_world import World, relay_world, run
 
 Reader = asyncio.StreamReader
@@ -525,3 +528,86 @@ def test_absolute_targets_name_the_host() -> None:
             assert b"localhost" in body, "the sign-in is at the public URL, whatever a request says"
 
     run(talk())
+
+
+class TestTurns:
+    def test_a_request_waits_for_the_last_answer_to_be_taken(self) -> None:
+        async def talk() -> None:
+            async with relay_world() as world:
+                client = await world.connect()
+                assert (await client.ask(get()))[0] == 200
+                (connection,) = world.gateway.relay.connections
+                connection.pause_writing()  # as the transport says when the client does not keep up
+                client.send(get(b"/next"))
+                await world.until(lambda: _any(world, lambda it: it._held))
+                assert len(world.upstream.heads) == 1
+                connection.resume_writing()
+                assert (await client.response())[0] == 200
+                connection.resume_writing()
+                assert (await client.ask(get()))[0] == 200
+
+        run(talk())
+
+    def test_a_body_waits_for_the_app_to_be_reached(self) -> None:
+        async def talk() -> None:
+            async with relay_world() as world:
+                client = await world.connect()
+                (pool,) = world.gateway.relay.plan.lanes[world.gateway.gate.routes.routes[0]].pools
+                go, connect = asyncio.Event(), pool.connect
+
+                async def slow(*, reuse: bool = False) -> Any:
+                    await go.wait()
+                    return await connect(reuse=reuse)
+
+                pool.connect = slow  # type: ignore[method-assign]
+                client.send(get(b"/", b"Content-Length: 300000", method=b"POST") + bytes(300_000))
+                await world.until(lambda: _any(world, lambda it: len(it._held) > 65536 and not it._reading))
+                go.set()
+                assert (await client.response())[0] == 200
+                assert len(world.upstream.bodies[0]) == 300_000
+
+        run(talk())
+
+    def test_a_bug_on_the_way_to_the_app_is_500(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def talk() -> None:
+            async with relay_world() as world:
+                client = await world.connect()
+                (pool,) = world.gateway.relay.plan.lanes[world.gateway.gate.routes.routes[0]].pools
+
+                async def broken(*, reuse: bool = False) -> Any:
+                    raise ZeroDivisionError
+
+                pool.connect = broken  # type: ignore[method-assign]
+                status, _, body = await client.ask(get())
+                assert (status, problem(body)["reason"]) == (500, "internal_error")
+
+        with caplog.at_level(logging.CRITICAL):
+            run(talk())
+
+    def test_nobody_switches_protocols_for_a_client_that_is_gone(self) -> None:
+        async def talk() -> None:
+            async with relay_world() as world:
+                go = asyncio.Event()
+
+                async def script(reader: Reader, writer: Writer) -> None:
+                    await world.upstream.head(reader)
+                    await go.wait()
+                    writer.write(b"HTTP/1.1 101 Go\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n")
+                    await reader.read()
+
+                world.upstream.script = script
+                client = await world.connect()
+                client.send(get(b"/", b"Connection: Upgrade", b"Upgrade: foo"))
+                await world.until(lambda: len(world.upstream.heads) == 1)
+                (connection,) = world.gateway.relay.connections
+                assert isinstance(connection, ClientConnection)
+                connection._transport.close()  # and before that is through, the app answers
+                assert connection._request is not None
+                work = connection._request.work
+                assert isinstance(work, Exchange)
+                assert connection.open_tunnel(work, b"HTTP/1.1 101 Go\r\n\r\n") is None
+                go.set()
+                await world.until(lambda: not world.gateway.relay.connections)
+                await world.until(lambda: world.upstream.open == 0)
+
+        run(talk())
