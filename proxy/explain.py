@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from proxy.assertion import HEADER
 from proxy.claims import identity_from_claims
 from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
@@ -17,6 +19,8 @@ from proxy.routes import RouteTable
 from proxy.serve import route_headers
 from proxy.session import MemoryStore, Session
 from proxy.settings import Settings
+
+_ASSERTION: Final = re.compile(rb"(?m)^(%b: )[^\r\n]*" % re.escape(HEADER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ def explain(
     if verdict.status or verdict.route is None:
         return Explanation(verdict, None)
     headers = route_headers(settings, routes)[verdict.route]
-    block = headers.identity_block(verdict.identity, None)
+    # A real assertion would let whoever reads this over a shoulder be that person to the app, for minutes.
+    block = _ASSERTION.sub(rb"\1(a signed token)", headers.identity_block(verdict.identity, None))
     forwarding = Forwarding(())
     origin = forwarding.origin(head, forwarding.peer(client), parts.scheme.encode())
     return Explanation(verdict, headers.to_upstream(head, origin, block, b"example"))

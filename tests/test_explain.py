@@ -76,6 +76,7 @@ def test_the_head_is_what_the_app_would_get(settings: Settings) -> None:
     assert "X-Forwarded-User: u1" in lines
     assert "X-Who: ann <ann@example.com>" in lines
     assert "X-Forwarded-For: 1.2.3.4" in lines
+    assert "X-Postern-Assertion: (a signed token)" in lines, "a real one would make its reader that person for minutes"
 
 
 def test_without_guilds_discord_is_not_asked(settings: Settings) -> None:
