@@ -8,6 +8,7 @@ to is in `pool.py`. Library errors end here: above this file there is only `Upst
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.pool import Pool
 
 _LIMITS: Final = HeadLimits(head=262144)
+_LAST_WORDS: Final = 262144  # bytes of an answer that are read when its connection has broken
 _INTERIM: Final = 262144  # bytes of 1xx heads before a final one: a server that sends them for ever never answers
 
 
@@ -66,6 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._interim = 0  # bytes of interim heads in the present response
         self._tls = False
         self._closed_cleanly = False  # the server has said that it will send no more
+        self._spare: int | None = None  # another descriptor of the socket, see `_last_words`
         self.lost: UpstreamFailed | None = None  # how it ended, when it did
         self.used = False  # it has carried a request before the present one
         self.answered = False  # a byte of the present response has come
@@ -109,6 +112,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio.Protocol)."""
         self._transport = None
+        words = self._last_words() if exc is not None and not self._tunnel else b""
+        self._close_spare()
         if isinstance(
             exc, ssl.SSLError
         ):  # with TLS 1.3 a server refuses our certificate when the handshake is over for us
@@ -121,6 +126,8 @@ class UpstreamConnection(asyncio.Protocol):
                 detail += "; does it want a client certificate?"
             self.lost = UpstreamFailed(UpstreamProblem.RESET, detail)
         self.pool.forget(self)
+        if words:
+            self.data_received(words)
         sink = self._sink
         if sink is None:
             return
@@ -151,6 +158,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._request_sent = complete
         self._interim = 0
         self.answered = False
+        if not complete and not self._tls and self._transport is not None:
+            with suppress(OSError):  # no descriptor left: then the last words may be lost
+                self._spare = os.dup(self._transport.get_extra_info("socket").fileno())
         self.write(head)
 
     def write(self, data: bytes) -> None:
@@ -263,6 +273,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _release(self, *, clean: bool) -> None:
         """Back to the pool, or away. An unsent rest of the request, bytes after the response: never used again."""
+        self._close_spare()
         transport = self._transport
         if (
             not clean
@@ -278,6 +289,23 @@ class UpstreamConnection(asyncio.Protocol):
             self.pool.put(self)
         else:
             self.pool.drop(self)
+
+    def _last_words(self) -> bytes:
+        """What the server had said when it closed the connection under a request that was still being sent.
+
+        Servers that refuse an upload answer and close; what of the body comes after that they answer with a reset. A transport
+        that fails to write closes the socket without reading what is there, and a 413 would become a 502.
+        """
+        words = b""
+        with suppress(OSError):
+            while self._spare is not None and len(words) < _LAST_WORDS and (data := os.read(self._spare, _LAST_WORDS)):
+                words += data
+        return words
+
+    def _close_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
 
     def _fail(self, error: UpstreamFailed) -> None:
         sink = self._sink

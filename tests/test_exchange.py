@@ -6,7 +6,9 @@ import asyncio
 import re
 import socket
 import struct
+import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +297,29 @@ class TestEarlyAnswers:
 
         run(talk())
 
+    def test_arrive_though_the_app_hangs_up_under_the_upload(self) -> None:
+        """A server that closes with some of the request unread resets the connection, and the reset may overtake all reading."""
+
+        async def talk() -> None:
+            listener = socket.create_server(("127.0.0.1", 0))
+            refusing = threading.Thread(target=_refuse_uploads, args=(listener,))
+            refusing.start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with relay_world(POSTERN_ROUTE__0__UPSTREAM=url) as world:
+                descriptors = set(Path("/proc/self/fd").iterdir())
+                for _ in range(40):
+                    client = await world.connect()
+                    client.send(get(b"/", b"Content-Length: 9000000", method=b"POST") + bytes(3_000_000))
+                    assert (await client.response())[::2] == (413, b"big")
+                    client.abort()
+                await world.until(lambda: not world.gateway.relay.connections)
+                await world.until(lambda: len(set(Path("/proc/self/fd").iterdir()) - descriptors) <= 2)
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            await asyncio.to_thread(refusing.join)
+
+        run(talk())
+
     def test_may_be_long_while_the_request_goes_on(self) -> None:
         """Both directions at once: an app may answer what it has read so far."""
 
@@ -322,6 +347,20 @@ class TestEarlyAnswers:
                 assert await client.exactly(5) == b"0\r\n\r\n"
 
         run(talk())
+
+
+def _refuse_uploads(listener: socket.socket) -> None:
+    """A server in a thread of its own, which reads heads, answers, and closes without reading more."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
 
 
 def _answer_head(world: World, answer: bytes) -> Callable[[Reader, Writer], Awaitable[None]]:
