@@ -37,10 +37,12 @@ def main() -> int:
     started = time.monotonic()
     try:
         with world(asked.postern) as around, _contenders(around, chosen, asked.contenders) as taking_part:
-            earlier = report.load(asked.add_to).samples if asked.add_to else []
-            names = {one.name for one in chosen}
-            run = Run(pace, taking_part, [sample for sample in earlier if sample.scenario not in names])
             facts = report.facts(taking_part, pace.name)
+            run = Run(pace, taking_part)
+            if asked.add_to:
+                earlier, names = report.load(asked.add_to), {one.name for one in chosen}
+                run.samples += [sample for sample in earlier.samples if sample.scenario not in names]
+                facts["versions"] = {**earlier.facts["versions"], **facts["versions"]}
             trouble = _measure_all(chosen, run, around)
             facts["seconds"] = round(time.monotonic() - started)
     except (Trouble, MachineTooSmall) as trouble:

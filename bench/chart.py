@@ -10,15 +10,14 @@ ROW: Final = 34  # pixels
 LEFT: Final = 230
 WIDTH: Final = 720
 TOP: Final = 56
+# One set of colours between light and dark, with contrast on both: the page may be dark where the system is light.
 _STYLE: Final = """
-    text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328 }
+    text { font: 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #6e7681 }
     .title { font-weight: 600; font-size: 15px }
-    .quiet { fill: #59636e; font-size: 13px }
-    rect { fill: #8c959f } .ours { fill: #0969da } text.ours { font-weight: 600; fill: #0969da }
-    @media (prefers-color-scheme: dark) {
-      text { fill: #f0f6fc } .quiet { fill: #9198a1 }
-      rect { fill: #656c76 } .ours, text.ours { fill: #4493f8 }
-    }
+    .quiet { font-size: 13px }
+    rect { fill: #8c959f }
+    .ours { fill: #2f81f7 }
+    text.ours { font-weight: 600 }
 """
 
 

@@ -252,6 +252,7 @@ class Postern(Contender):
 
     name = "postern"
     title = "Postern"
+    metrics = 0  # the port they are served on, in versions that have them
 
     def argv(self) -> Sequence[str | Path]:
         config = self.world.write(
@@ -269,6 +270,8 @@ class Postern(Contender):
         return [self.world.postern, "serve", "--config", config]
 
     def signed_in(self) -> str:
+        if self.metrics:
+            self.running.listening(self.metrics)
         return sign_in(f"http://{self.host}/small", "postern")
 
     def has_setting(self, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 Takes commands on stdin, one a line, and answers each with a line of JSON:
 
-    open N        N more connections, each with its answer begun
+    open N        N more connections: how many answers began with which line
     watch SECONDS listen to event streams: how many events came, and how late (milliseconds)
     echo N        a message to and fro over N of the connections, which must be tunnels: how many came back
 
@@ -81,10 +81,13 @@ class Crowd:
 
         async def enter() -> bytes:
             async with gate:
-                loop = asyncio.get_running_loop()
-                _, visitor = await loop.create_connection(lambda: Visitor(self), "127.0.0.1", self._port)
-                self._visitors.append(visitor)
-                return await asyncio.wait_for(visitor.begun, ANSWER_SECONDS)
+                try:
+                    loop = asyncio.get_running_loop()
+                    _, visitor = await loop.create_connection(lambda: Visitor(self), "127.0.0.1", self._port)
+                    self._visitors.append(visitor)
+                    return await asyncio.wait_for(visitor.begun, ANSWER_SECONDS)
+                except (OSError, TimeoutError) as error:
+                    return f"no answer: {error!r}".encode()
 
         begun = [line.decode() for line in await asyncio.gather(*(enter() for _ in range(count)))]
         return {line: begun.count(line) for line in sorted(set(begun))}

@@ -85,7 +85,7 @@ class Visitors:
     def open(self, count: int, status: int) -> None:
         """Open `count` connections; Trouble when one is not answered with `status`."""
         answers = self.ask("open", count)
-        if sum(number for line, number in answers.items() if line.split()[1] == str(status)) != count:
+        if sum(number for line, number in answers.items() if line.startswith(f"HTTP/1.1 {status} ")) != count:
             raise Trouble(f"of {count} connections: {answers}")
 
 

@@ -40,7 +40,7 @@ class Result:
     samples: list[Sample]
 
 
-def facts(contenders: Mapping[str, Contender], mode: str) -> dict[str, object]:
+def facts(contenders: Mapping[str, Contender], mode: str) -> dict[str, Any]:
     """What one has to know to read the figures. Names no machine: only what it is like."""
     return {
         "mode": mode,
