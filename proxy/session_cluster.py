@@ -27,7 +27,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from proxy.session_servers import Command, Reach, Reply, Server, Servers, all_of, make_pool
+from proxy.session_servers import Command, Reach, Reply, Server, Servers, all_of, make_pool, seen
 
 SLOTS: Final = 16384
 _ATTEMPTS: Final = 3
@@ -62,6 +62,11 @@ class ClusterServer(Server):
         if not self.slots:
             raise RedisConnectionError("it has no slots any more")
         return ("EXISTS", _key_in(self.slots[0][0]))
+
+    def check(self, answer: Any) -> None:
+        """Raise when the slot asked about is another master's. While it is on its way to one (ASK) it is still here."""
+        if not isinstance(answer, AskError) or isinstance(answer, MovedError):
+            super().check(answer)
 
     async def ask_imported(self, *command: Any) -> Any:
         """Run a command on a key that is on its way to this server (ASK)."""
@@ -178,7 +183,7 @@ class Cluster(Servers):
         """Start to find the masters anew, unless that is under way."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._find())
-            self._refreshing.add_done_callback(_seen)
+            self._refreshing.add_done_callback(seen)
         return self._refreshing
 
     async def _refresh(self) -> None:
@@ -231,12 +236,6 @@ class Cluster(Servers):
         task = asyncio.get_running_loop().create_task(server.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Take note of how a task ended: whoever waited for it knows, and if nobody did, the next one tries again."""
-    if not task.cancelled():
-        task.exception()
 
 
 @functools.lru_cache(maxsize=1024)

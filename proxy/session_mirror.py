@@ -124,7 +124,8 @@ class Mirror:
     async def _read_all(self) -> None:
         while self._to_read:
             some = [self._to_read.popitem() for _ in range(min(_AT_ONCE, len(self._to_read)))]
-            answers = await asyncio.gather(*(self._read(*one) for one in some))
+            # With return_exceptions, a cancellation waits for all of them: no connection is left behind half used.
+            answers = await asyncio.gather(*(self._read(*one) for one in some), return_exceptions=True)
             if not all(answers):
                 await asyncio.sleep(_AGAIN_SECONDS)
 

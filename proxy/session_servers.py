@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
@@ -94,8 +94,7 @@ class Server:
         options = {**self._pool.connection_kwargs, "protocol": 3, "client_name": "postern-tracking"}
         options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
         options["retry"] = Retry(NoBackoff(), 0)
-        # The tracker has its own time limits; redis-py's, with asyncio.wait_for before Python 3.12, can lose a cancellation.
-        options["socket_timeout"] = None
+        options["socket_timeout"] = None  # whatever the URL says: silence is no failure here
         return self._pool.connection_class(**options)
 
     async def probe(self, connection: AbstractConnection) -> Command:  # noqa: ARG002 -- some look where it leads
@@ -103,7 +102,9 @@ class Server:
         return ("PING",)
 
     def check(self, answer: Any) -> None:
-        """Judge the answer to `probe`; raises RedisError when it comes from the wrong server."""
+        """Judge the answer to `probe`; raises RedisError when it is an error, or comes from the wrong server."""
+        if isinstance(answer, Exception):
+            raise answer
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -172,10 +173,59 @@ class OneServer(Servers):
         await self._server.close()
 
 
+class Sentinels:
+    """Those who know which server is the master. redis-py's own loses some of them when it is asked by several at once."""
+
+    def __init__(self, places: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
+        self._clients: list[Redis] = [Redis(host=host, port=port, **options) for host, port in places]
+        self._asking: asyncio.Task[tuple[str, int]] | None = None
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Where they are, the one that answered last first."""
+        return [
+            (it.connection_pool.connection_kwargs["host"], it.connection_pool.connection_kwargs["port"])
+            for it in self._clients
+        ]
+
+    async def discover_master(self, name: str) -> tuple[str, int]:
+        """The address of the master called `name` (redis-py's pool calls this). Raises redis-py's ConnectionError."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._discover(name))
+            self._asking.add_done_callback(seen)
+        return await asyncio.shield(self._asking)
+
+    async def _discover(self, name: str) -> tuple[str, int]:
+        failure: object = "none of them answers"
+        for client in list(self._clients):
+            try:
+                answer = await client.execute_command("SENTINEL", "MASTER", name)  # type: ignore[no-untyped-call]  # redis-py's
+                state = dict(zip(answer[::2], answer[1::2], strict=True))
+                down = {b"s_down", b"o_down"} & set(state[b"flags"].split(b","))
+                address = state[b"ip"].decode(), int(state[b"port"])
+            except (RedisError, OSError) as error:
+                failure = error
+                continue
+            if down:
+                failure = "they take it for down"
+                continue
+            self._clients.remove(client)
+            self._clients.insert(0, client)
+            return address
+        raise RedisConnectionError(f"no master from the Sentinels: {failure}")
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await all_of(client.aclose() for client in self._clients)
+
+
 class SentinelServer(Server):
     """The master that Sentinels name. Connections are made to whoever that is when they are made."""
 
-    def __init__(self, master: str, sentinels: Sentinel, pool: SentinelConnectionPool, *, limit: int) -> None:
+    def __init__(self, master: str, sentinels: Sentinels, pool: SentinelConnectionPool, *, limit: int) -> None:
         super().__init__(f"master {master}", pool, limit=limit)
         self._master = master
         self._sentinels = sentinels
@@ -196,13 +246,14 @@ class SentinelServer(Server):
 
     def check(self, answer: Any) -> None:
         """Raise when the server is a master no longer."""
+        super().check(answer)
         if not answer or answer[0] != b"master":
             raise RedisConnectionError("it is no master any more")
 
     async def close(self) -> None:
         """Let go of all connections, those to the Sentinels too."""
         await super().close()
-        await self._sentinels.aclose()
+        await self._sentinels.close()
 
 
 def open_servers(url: str, reach: Reach) -> Servers:
@@ -251,20 +302,23 @@ def _sentinel_server(
         **shared,
         **own,
         "ssl": secure,
-        "socket_timeout": reach.command_timeout,
+        "socket_timeout": reach.connect_timeout,  # one that is silent must leave time for the next
         "socket_connect_timeout": reach.connect_timeout,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
-    sentinels = Sentinel([_place(place, _SENTINEL_PORT) for place in places], sentinel_kwargs=asking)  # type: ignore[no-untyped-call]  # redis-py's
+    sentinels = Sentinels([_place(place, _SENTINEL_PORT) for place in places], asking)
     pool = SentinelConnectionPool(unquote(master), sentinels, ssl=secure, max_connections=limit, **options)  # type: ignore[no-untyped-call]  # redis-py's
+    pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; see make_pool
     return SentinelServer(unquote(master), sentinels, pool, limit=limit)
 
 
 def connection_options(url: str, reach: Reach) -> dict[str, Any]:
     """The arguments of redis-py's connections for the single server at `url`."""
     return {
-        "socket_timeout": reach.command_timeout,
+        # Whoever asks sets the time limit. redis-py's own for sending, by asyncio.wait_for before Python 3.12, can lose the
+        # cancellation by which that limit, or a client that leaves, ends a question.
+        "socket_timeout": None,
         "socket_connect_timeout": reach.connect_timeout,
         "retry": Retry(NoBackoff(), reach.retries, supported_errors=(RedisConnectionError,)),
         "client_name": "postern",
@@ -306,3 +360,9 @@ async def all_of(questions: Iterable[Coroutine[Any, Any, Any]]) -> None:
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
+
+
+def seen(task: asyncio.Task[Any]) -> None:
+    """Take note of how a task ended: whoever waited for it knows, and if nobody did, the next one tries again."""
+    if not task.cancelled():
+        task.exception()

@@ -61,7 +61,7 @@ class Tracker:
         """`connect` makes a connection, unconnected, that speaks RESP3; `timeout` in seconds, for connecting and asking.
 
         `probe` names the question of every heartbeat, or raises when the connection leads to the wrong server; `check` raises
-        when its answer shows that.
+        when its answer, which may be a ResponseError, shows that.
         """
         self.name = name
         self.line = Line()
@@ -125,7 +125,10 @@ class Tracker:
     @staticmethod
     async def _ask(connection: AbstractConnection, question: tuple[str, ...]) -> Any:
         await connection.send_command(*question)
-        return await connection.read_response()
+        try:
+            return await connection.read_response()
+        except ResponseError as error:
+            return error
 
     async def _listen(self, connection: AbstractConnection) -> None:
         tasks = [asyncio.create_task(self._read(connection)), asyncio.create_task(self._beat(connection))]
@@ -140,7 +143,10 @@ class Tracker:
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
-            answer = await connection.read_response(timeout=math.inf, push_request=True)
+            try:
+                answer = await connection.read_response(timeout=math.inf, push_request=True)
+            except ResponseError as error:
+                answer = error
             if self._failure is not None:
                 raise self._failure
             if answer is not _PUSH and self._answer is not None and not self._answer.done():

@@ -30,7 +30,7 @@ class RedisServer:
 
     def __init__(self, *options: str, scheme: str = "redis", user: str = "", url_query: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
-        self.port = _free_port()
+        self.port = free_port()
         self.socket = self.directory / "s"
         self.options = options
         self._scheme = scheme
@@ -111,7 +111,7 @@ class RedisServer:
             try:
                 self.start()
             except RuntimeError:
-                self.port = _free_port()  # somebody else was quicker to take the one before
+                self.port = free_port()  # somebody else was quicker to take the one before
             else:
                 return self
         self.__exit__(None, None, None)
@@ -131,7 +131,7 @@ def redis_server(*options: str, scheme: str = "redis", user: str = "", url_query
         yield server
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Self
 
 from proxy.claims import Grant, Identity, Tokens
+from proxy.errors import StoreUnavailable
 from proxy.sealing import KeyRing
 from proxy.session import Bounds, Miss, Session
 from proxy.session_redis import RedisStore
@@ -77,3 +79,60 @@ async def known(store: RedisStore, cookie: str) -> Session:
         assert time.monotonic() < deadline, "it is never kept"
         assert await store.load(cookie) is not None
         await asyncio.sleep(0)
+
+
+class Load:
+    """People who use their sessions and try ended ones, all the time, at several workers.
+
+    A wrong answer is a living session that is not found, an ended one that is, or anything but StoreUnavailable raised.
+    """
+
+    def __init__(self, stores: Sequence[RedisStore], living: Sequence[str], ended: Sequence[str]) -> None:
+        self.stores = stores
+        self.living = living
+        self.ended = ended
+        self.wrong: list[str] = []
+        self.unavailable = 0
+        self.answers = 0
+        self.longest = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._over = False
+
+    async def __aenter__(self) -> Self:
+        for number, store in enumerate(self.stores):
+            self._tasks += [asyncio.create_task(self._use(store, number + offset)) for offset in range(4)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _use(self, store: RedisStore, seed: int) -> None:
+        chance = random.Random(seed)
+        while not self._over:
+            lives = chance.random() < 0.7
+            cookie = chance.choice(self.living if lives else self.ended)
+            began = time.monotonic()
+            try:
+                found = store.peek(cookie)
+                if found is Miss.MISS or chance.random() < 0.2:
+                    found = await store.load(cookie)
+            except StoreUnavailable:
+                self.unavailable += 1
+                await asyncio.sleep(0.01)
+            except Exception as error:
+                self.wrong.append(repr(error))
+            else:
+                self.answers += 1
+                if (found is not None) != lives:
+                    self.wrong.append("a living session is not found" if lives else "an ended one is")
+            self.longest = max(self.longest, time.monotonic() - began)
+            await asyncio.sleep(0.001)
+
+    async def well_again(self) -> None:
+        """Wait until a while has passed with answers and nothing else."""
+        while True:
+            failed, answered = self.unavailable, self.answers
+            await until(lambda: self.answers > answered + 200 or self.unavailable > failed, within=60)  # noqa: B023 -- called within this turn
+            if self.unavailable == failed:
+                return

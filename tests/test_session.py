@@ -24,6 +24,7 @@ from proxy.session import (
 )
 from proxy.session_redis import RedisStore
 from proxy.settings import Settings, load
+from tests.redis_groups import RedisCluster, SentinelSet, redis_cluster, sentinel_set
 from tests.redis_server import RedisServer, redis_server
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class Clock:
 class Bench:
     """Runs a conversation with a fresh store of one kind, on a clock of its own."""
 
-    def __init__(self, redis: RedisServer | None) -> None:
+    def __init__(self, redis: RedisServer | RedisCluster | SentinelSet | None) -> None:
         self.clock = Clock()
         self._redis = redis
 
@@ -91,10 +92,30 @@ def shared_redis() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[RedisCluster]:
+    with redis_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def shared_sentinels() -> Iterator[SentinelSet]:
+    with sentinel_set() as group:
+        yield group
+
+
+@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "memory":
         return Bench(None)
+    if request.param == "cluster":
+        cluster: RedisCluster = request.getfixturevalue("shared_cluster")
+        cluster.do_on_masters("FLUSHALL")
+        return Bench(cluster)
+    if request.param == "sentinel":
+        group: SentinelSet = request.getfixturevalue("shared_sentinels")
+        group.master.do("FLUSHALL")
+        return Bench(group)
     server: RedisServer = request.getfixturevalue("shared_redis")
     server.do("FLUSHALL")
     return Bench(server)
