@@ -32,6 +32,20 @@ _LAST_CALL: Final = 2.0  # seconds at most that an idle connection waits for one
 class ClientConnection(Wire):
     """One client's connection. `keep_alive` tells whether another request may follow the present one."""
 
+    __slots__ = (
+        "_body",
+        "_crowd",
+        "_held",
+        "_peer",
+        "_plan",
+        "_received",
+        "_request",
+        "_scheme",
+        "_state",
+        "_stopping",
+        "keep_alive",
+    )
+
     def __init__(self, relay: Relay, server_state: ServerState) -> None:
         super().__init__(relay)
         self._state = server_state

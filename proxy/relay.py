@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import time
 from collections import Counter
@@ -40,6 +41,7 @@ from proxy.tunnel import ClientTunnel
 if TYPE_CHECKING:
     from proxy.tracing import Tracer
 
+_log: Final = logging.getLogger("postern")
 _SWEEP_SECONDS: Final = 1.0
 _SLOW_SWEEPS: Final = 5  # sweeps between looks at what changes slowly
 
@@ -187,10 +189,14 @@ class Relay:
         self.now = now
         self.date = formatdate(wall, usegmt=True).encode()
         for connection in list(self.connections):
-            if connection.deadline < now:
-                connection.expire()
-            else:
-                connection.probe()
+            try:
+                if connection.deadline < now:
+                    connection.expire()
+                else:
+                    connection.probe()
+            except Exception:  # noqa: BLE001 -- a bug met by one connection must not keep the deadlines of all others
+                _log.exception("a connection could not be looked after")
+                connection.reset()
         self._sweeps += 1
         if self._sweeps % _SLOW_SWEEPS == 0:
             self._upstreams.prune()

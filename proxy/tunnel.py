@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from uvicorn.server import ServerState
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class ClientTunnel(Wire):
     """The client's end of a tunnel, in the place of the connection that asked for it."""
 
-    _gone_states = frozenset((TCP_CLOSE,))  # a half-closed tunnel still has a half
+    _gone_states: ClassVar = frozenset((TCP_CLOSE,))  # a half-closed tunnel still has a half
+
+    __slots__ = ("_broken", "_crowd", "_eof_in", "_eof_out", "_exchange", "_frames", "_held", "_request", "_state")
 
     def __init__(
         self, relay: Relay, server_state: ServerState, crowd: int | str | None, request: Request, exchange: Exchange

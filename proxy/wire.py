@@ -15,7 +15,7 @@ import struct
 import termios
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from proxy.relay import Relay
@@ -26,6 +26,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 # States of a TCP connection (Linux, tcp_states.h).
 TCP_CLOSE: Final = 7  # reset by the peer
 TCP_CLOSE_WAIT: Final = 8  # the peer sends no more
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)  # elsewhere nobody can tell
 
 
 class Wire(asyncio.Protocol):
@@ -33,7 +34,20 @@ class Wire(asyncio.Protocol):
 
     # What tells that a client has left that is not read from. A client that sends no more has, as far as HTTP goes: nobody
     # can tell a half-closed connection from a closed one, and work for somebody who is gone is worse than none.
-    _gone_states: frozenset[int] = frozenset((TCP_CLOSE, TCP_CLOSE_WAIT))
+    _gone_states: ClassVar = frozenset((TCP_CLOSE, TCP_CLOSE_WAIT))
+
+    __slots__ = (
+        "_behind",
+        "_blocked",
+        "_closing",
+        "_expire",
+        "_idle",
+        "_limits",
+        "_reading",
+        "_relay",
+        "_transport",
+        "deadline",
+    )
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -151,7 +165,9 @@ class Wire(asyncio.Protocol):
 
     def _has_left(self) -> bool:
         sock = self._socket()
+        if sock is None or _TCP_INFO is None:
+            return False
         try:
-            return sock is not None and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in self._gone_states
+            return sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] in self._gone_states
         except (OSError, ValueError):
             return False  # a unix socket

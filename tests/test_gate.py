@@ -78,7 +78,7 @@ class RemoteStore(MemoryStore):
         self.asked = 0
 
     @override
-    def peek(self, cookie: str) -> Literal[Miss.MISS]:  # type: ignore[override]  # what stores in general may answer
+    def peek(self, cookie: str) -> Literal[Miss.MISS]:
         return Miss.MISS
 
     @override
@@ -86,7 +86,8 @@ class RemoteStore(MemoryStore):
         self.asked += 1
         if self.down:
             raise StoreUnavailable("Redis did not answer in time")
-        return super().peek(cookie)
+        found = super().peek(cookie)
+        return found if isinstance(found, Session) else None
 
 
 class Site:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -123,3 +124,24 @@ def test_nothing_is_left_when_everybody_has_gone(count: int) -> None:
             assert len(others) < 10
 
     run(talk())
+
+
+def test_a_bug_in_one_connection_is_no_reason_to_forget_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    async def talk() -> None:
+        async with relay_world() as world:
+            first = await world.connect()
+            await first.ask(GET)
+            (broken,) = world.gateway.relay.connections
+            second = await world.connect()
+            await second.ask(GET)
+
+            def bug() -> None:
+                raise ZeroDivisionError
+
+            broken._expire = bug
+            world.later(10_000)
+            assert await first.ends() == "reset"
+            assert await second.ends() == "closed"
+
+    with caplog.at_level(logging.CRITICAL):
+        run(talk())
