@@ -218,13 +218,18 @@ class Gate:
             verdict = self.decide(head, host, client, match, session)
         return verdict
 
+    def use(self, head: RequestHead) -> bool:
+        """Note that the session a request was let pass for is in use; False when only `session_of` can."""
+        return self._peek(head) is not Miss.MISS
+
     def shuts_out(self, head: RequestHead, host: str, client: Address | None, session: Session) -> bool:
-        """Whether what Discord says by now refuses a request that was let pass for `session`, and is still being served.
+        """Whether what is known by now, of the person and in Discord, refuses a request that was let pass for `session`, and
+        is still being served.
 
         Asked again and again while it is, which keeps what is known fresh. What has not been asked yet refuses nothing.
         """
         match = self.match(head, host)
-        if isinstance(match, Verdict) or match.route is None or not match.route.policy.guilds:
+        if isinstance(match, Verdict) or match.route is None:
             return False
         verdict = self.decide(head, host, client, match, session)
         return verdict.kind in (Kind.FORBIDDEN, Kind.UNAVAILABLE) and not self._could_ask(verdict)

@@ -11,9 +11,11 @@ import logging
 import math
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from proxy.asgi import AsgiCall
+from proxy.claims import Identity
 from proxy.errors import MalformedRequest, StoreUnavailable
 from proxy.exchange import Exchange
 from proxy.forwardauth import Asked, Dialect, allowed, dialect_of, refused_for_nginx
@@ -47,6 +49,7 @@ class Request:
         "_body_in",
         "_body_out",
         "_connection",
+        "_identity",
         "_plan",
         "_relay",
         "_span",
@@ -70,6 +73,7 @@ class Request:
         self._plan = relay.plan
         self._task: asyncio.Task[None] | None = None
         self._asked: Asked | None = None
+        self._identity: Identity | None = None  # who was let pass, as far as was known then
         self._span: RequestSpan | None = None
         self._body_in = 0
         self._body_out = 0
@@ -169,11 +173,24 @@ class Request:
             return False
         return session.expires_at < wall or self._shut_out(session)
 
+    def used(self) -> None:
+        """The client has sent something through the tunnel: that is a use of its session.
+
+        It must neither idle away under somebody's hands nor miss the renewal that would tell that they may not go on.
+        """
+        if self.verdict is not None and self.verdict.session is not None and not self._relay.plan.gate.use(self.head):
+            self._relay.keep(asyncio.get_running_loop().create_task(self._look_up()))
+
+    async def _look_up(self) -> None:
+        with suppress(StoreUnavailable):  # the next look will do
+            await self._relay.plan.gate.session_of(self.head.values.get(b"cookie"))
+
     def _shut_out(self, session: Session) -> bool:
-        """Whether the person has lost, in a Discord guild, what an answer or a tunnel under way was granted for."""
+        """Whether the person has lost, at Logto or in a Discord guild, what an answer or a tunnel under way was granted for."""
         route = self.verdict.route if self.verdict is not None else None
-        if route is None or not route.policy.guilds or not self.status:
+        if route is None or not self.status or not (route.policy.guilds or session.identity is not self._identity):
             return False
+        self._identity = session.identity
         judged, host = self._judged()
         # By the rules in force now: the plan that the request began with may have no one to ask any more.
         return self._relay.plan.gate.shuts_out(judged, host, self.origin.address, session)
@@ -353,6 +370,7 @@ class Request:
         if self._relay.tracer is not None:
             self._span = self._relay.tracer.begin(self.head, self.origin, verdict.route, self.started_at)
             identity += self._span.fields
+        self._identity = verdict.session.identity if verdict.session is not None else None
         head = lane.headers.to_upstream(self.head, self.origin, identity, self.id)
         exchange = self.work = Exchange(self._connection, self, lane.pools, lane.headers, head)
         exchange.start()

@@ -6,6 +6,7 @@ and the cookie.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -72,6 +73,7 @@ class MemoryStore(SessionStore):
         super().__init__(idle=idle, lifetime=lifetime, clock=clock, bounds=bounds)
         self._limit = limit
         self._sweep_at = 0.0
+        self._sweeper: asyncio.Task[None] | None = None
         self._by_cookie: dict[str, _Kept] = {}
         self._sessions: dict[str, _Kept] = {}  # by id
         self._indexes: dict[tuple[str, str], dict[str, _Kept]] = {}  # ("sub" | "sid", value) -> by id
@@ -240,11 +242,13 @@ class MemoryStore(SessionStore):
 
     @override
     async def start(self) -> None:
-        return
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_now_and_then())
 
     @override
     async def close(self) -> None:
-        return
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
 
     def _find(self, cookie: str) -> _Kept | None:
         kept = self._by_cookie.get(cookie)
@@ -275,6 +279,12 @@ class MemoryStore(SessionStore):
             del self._by_cookie[kept.cookie]
             self._unindex(kept.session)
             self._ended(session_id)
+
+    async def _sweep_now_and_then(self) -> None:
+        """Nobody has to sign in, or come back, for a session to end in time: a tunnel may rest on it."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._sweep(self._clock())
 
     def _sweep(self, now: float) -> None:
         """Forget what has run out, at most once a minute: its cost is spread over the sign-ins of that minute."""

@@ -106,6 +106,7 @@ class Mirror:
         self._resumed()
 
     def _down(self) -> None:
+        self._everything_again()  # a server that reports nothing may well answer
         self._cache.interrupted(forget=not self._grace)
         self._servers.in_trouble()
 

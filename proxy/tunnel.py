@@ -40,6 +40,7 @@ class ClientTunnel(Wire):
         self._eof_in = False  # the client sends no more
         self._eof_out = False  # the app sends no more
         self._broken = False
+        self._heard = False  # the client has sent something since the last look at its session
         self._held = b""
         self._frames = Frames() if request.head.values.get(b"upgrade", b"").lower() == b"websocket" else None
         self._idle = self._limits.tunnel_idle_timeout
@@ -66,6 +67,7 @@ class ClientTunnel(Wire):
         """Pass on what the client sends (asyncio.Protocol)."""
         if self._closing:
             return
+        self._heard = True
         if not self._blocked:
             self.deadline = self._relay.now + self._idle
         self._exchange.body(data)
@@ -151,6 +153,9 @@ class ClientTunnel(Wire):
         """Close when the session has come to its absolute end; `wall` in epoch seconds."""
         if self._request.expired(wall):
             self._session_over()
+        elif self._heard:
+            self._heard = False
+            self._request.used()
 
     def _session_over(self) -> None:
         if not self._closing and not self._say_goodbye():
