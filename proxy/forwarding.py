@@ -51,16 +51,19 @@ class Origin:
 class Peer:
     """Whoever is at the other end of a connection. `origin` is the last one worked out: connections keep to one host.
 
+    `section` and `asked` are the header section and the host that it was worked out from, where a proxy's word was part of it.
     `crowd` is what connections are counted by, None for those that are not. An IPv6 client has a whole /64 to itself.
     """
 
-    __slots__ = ("address", "crowd", "origin", "text", "trusted")
+    __slots__ = ("address", "asked", "crowd", "origin", "section", "text", "trusted")
 
     def __init__(self, text: str, address: Address | None, trusted: bool) -> None:
         self.text = text
         self.address = address
         self.trusted = trusted
         self.origin: Origin | None = None
+        self.section: dict[bytes, bytes] | None = None
+        self.asked = b""
         self.crowd: int | str | None = None
         if not trusted and address is not None:
             self.crowd = int(address) >> 64 if isinstance(address, IPv6Address) else str(address)
@@ -88,9 +91,13 @@ class Forwarding:
 
     def origin(self, head: RequestHead, peer: Peer, scheme: bytes) -> Origin:
         """The origin of `head`, which arrived from `peer` over `scheme`."""
-        if peer.trusted:
-            return self._forwarded(head, peer, scheme)
         known = peer.origin
+        if peer.trusted:
+            # A remembered header section is the very same object: what followed from it follows from it again.
+            if known is None or peer.section is not head.values or peer.asked != head.host:
+                known = peer.origin = self._forwarded(head, peer, scheme)
+                peer.section, peer.asked = head.values, head.host
+            return known
         if known is None or known.host != head.host:
             known = peer.origin = _origin(peer, (), scheme, head.host)
         return known

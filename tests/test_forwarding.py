@@ -123,6 +123,30 @@ class TestTrustedProxies:
         assert (got.host, got.name) == (host, host.decode())
         assert b"X-Forwarded-Host: %b\r\n" % host in got.fields
 
+    def test_every_request_of_a_connection_is_believed_for_itself(self) -> None:
+        """A proxy carries requests of many clients over one connection; only the very same fields mean the same."""
+        peer = TRUSTED.peer(EDGE)
+
+        def client(*fields: str, host: str = "app.example.com") -> tuple[str, bytes, bytes]:
+            got = TRUSTED.origin(head(*fields, host=host), peer, b"http")
+            return got.client, got.scheme, got.host
+
+        ann = ("X-Forwarded-For: 198.51.100.7", "X-Forwarded-Proto: https")
+        bob = ("X-Forwarded-For: 198.51.100.8", "X-Forwarded-Proto: http")
+        for _ in range(2):
+            assert client(*ann) == ("198.51.100.7", b"https", b"app.example.com")
+            assert client(*ann) == ("198.51.100.7", b"https", b"app.example.com")
+            assert client(*bob) == ("198.51.100.8", b"http", b"app.example.com")
+            assert client(*bob, host="other.example.com") == ("198.51.100.8", b"http", b"other.example.com")
+            assert client() == (EDGE, b"http", b"app.example.com")
+
+    def test_the_authority_of_a_target_counts_beside_the_same_fields(self) -> None:
+        peer = TRUSTED.peer(EDGE)
+        for host in (b"a.example.com", b"b.example.com", b"a.example.com"):
+            asked = head()
+            asked.host = host  # as an absolute target gives it
+            assert TRUSTED.origin(asked, peer, b"http").host == host
+
 
 class TestForwarded:
     """RFC 7239."""
