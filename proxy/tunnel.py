@@ -27,7 +27,18 @@ class ClientTunnel(Wire):
 
     _gone_states: ClassVar = frozenset((TCP_CLOSE,))  # a half-closed tunnel still has a half
 
-    __slots__ = ("_broken", "_crowd", "_eof_in", "_eof_out", "_exchange", "_frames", "_held", "_request", "_state")
+    __slots__ = (
+        "_broken",
+        "_crowd",
+        "_eof_in",
+        "_eof_out",
+        "_exchange",
+        "_frames",
+        "_heard",
+        "_held",
+        "_request",
+        "_state",
+    )
 
     def __init__(
         self, relay: Relay, server_state: ServerState, crowd: int | str | None, request: Request, exchange: Exchange
