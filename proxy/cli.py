@@ -16,6 +16,7 @@ from rich.console import Console
 
 from proxy.errors import CannotServe, MalformedRequest
 from proxy.logto_command import logto
+from proxy.sessions_command import sessions
 from proxy.settings import Settings, SettingsError, load, schema
 
 FAILED: Final = 1
@@ -36,6 +37,7 @@ def main() -> None:
 
 
 main.add_command(logto)
+main.add_command(sessions)
 
 
 @main.command()

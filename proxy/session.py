@@ -245,6 +245,10 @@ class MemoryStore(SessionStore):
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_now_and_then())
 
     @override
+    async def settled(self) -> None:
+        return
+
+    @override
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -42,6 +42,11 @@ class Chores:
             self._complain_at = time.monotonic() + _COMPLAINT_SECONDS
             _log.warning("%s: %s", what, error)
 
+    async def settled(self, *others: asyncio.Task[Any]) -> None:
+        """Return when all of it, and `others`, has come to its end."""
+        if tasks := [*self._tasks, *others]:
+            await asyncio.wait(tasks)
+
     async def close(self, *others: asyncio.Task[Any]) -> None:
         """Call off what is still under way, and `others` with it."""
         tasks = [*self._tasks, *others]

@@ -421,6 +421,10 @@ class RedisStore(SessionStore):
             _log.warning("no session can be read yet: %s", error)
 
     @override
+    async def settled(self) -> None:
+        await self._chores.settled(*self._touching.values())
+
+    @override
     async def close(self) -> None:
         await self._mirror.close()
         await self._chores.close(*self._touching.values())

@@ -164,6 +164,10 @@ class SessionStore(ABC):
         """Get ready. Does not fail because the store is down: it may come up later."""
 
     @abstractmethod
+    async def settled(self) -> None:
+        """Return when nothing is going on behind the scenes; what the store does not answer to is left."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Let go of connections and background work."""
 
