@@ -137,10 +137,10 @@ class Life:
             if not problems:
                 self._generation += 1
                 self._settings = settings
-                configure(settings.log)
                 for warning in settings.warnings:
                     _log.warning("%s", warning)
                 _log.info("settings reloaded: generation %d", self._generation)
+                configure(settings.log)  # not before: they may want to hear less
         for problem in problems:
             _log.error("settings not taken: %s", problem)
         if problems:

@@ -139,7 +139,7 @@ class Loads:
         A few more make no difference, and where connections come and go quickly numbers are never even.
         """
         least = min(self._counts)
-        return self._counts[worker] <= least + 1 + least // 8
+        return self._counts[worker] <= least + 2 + least // 4
 
     def others(self, worker: int) -> int:
         """A number that stays the same as long as no other worker publishes a new one."""
@@ -149,14 +149,17 @@ class Loads:
 class Turn:
     """One worker's part in sharing out connections.
 
-    Who has more connections than another lets that one go first, for a moment. If the other has not moved by then, it is busy,
-    or stuck, and nobody has to wait for it.
+    Who has more connections than another lets that one go first, for a moment. If the other has not moved by then, this one
+    takes one itself, then two, then four: whoever is busy soon holds nobody up, and whoever is only slow to wake gets its part.
     """
 
     def __init__(self, loads: Loads, worker: int) -> None:
         self._loads = loads
         self._worker = worker
         self._left_to: int | None = None  # the others, as they were when it was left to them
+        self._waited = False
+        self._granted = 1  # connections to take after the next wait
+        self._credit = 0  # of those, still to be taken
 
     def ours(self, connections: int) -> bool:
         """Whether the next connection is this worker's, which has `connections` now. If not, it is to ask again soon."""
@@ -165,10 +168,15 @@ class Turn:
             self._left_to = None
             return True
         others = self._loads.others(self._worker)
-        if self._left_to == others:
-            return True
-        self._left_to = others
-        return False
+        if others != self._left_to:
+            self._left_to, self._granted, self._credit, self._waited = others, 1, 0, True
+            return False
+        if self._waited:
+            self._waited = False
+            self._credit, self._granted = self._granted, min(self._granted * 2, _BATCH)
+        self._credit -= 1
+        self._waited = self._credit < 0
+        return not self._waited
 
     def leave(self) -> None:
         """Take no more connections."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 _FIRST_PASSED: Final = 3  # SD_LISTEN_FDS_START
+_PATIENCE: Final = 1.0  # seconds that a manager with a full queue may hold up what it has to hear
 
 
 class Notifier:
@@ -39,13 +40,13 @@ class Notifier:
 
     def alive(self) -> None:
         """The event loop still turns (WatchdogSec=)."""
-        self._send("WATCHDOG=1")
+        self._send("WATCHDOG=1", patience=0.0)  # there will be others
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, patience: float | None = None) -> None:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
+            sender.settimeout(_PATIENCE if patience is None else patience)
             sender.sendto(text.encode(), self._address)
 
 

@@ -196,8 +196,7 @@ class Supervisor:
             if index not in self._ready:
                 raise CannotServe("a worker could not start")
             self._restarts += 1
-            lived = asyncio.get_running_loop().time() - child.started_at
-            pause = 0.0 if lived > STEADY else min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            pause = pause_after(pause, asyncio.get_running_loop().time() - child.started_at)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -232,9 +231,11 @@ class Supervisor:
     async def _attend(self, child: _Child, ready: Callable[[int], None]) -> None:
         """Listen to a worker, and see it to its end."""
         watch = asyncio.get_running_loop().create_task(self._see_to_its_end(child))
-        await child.listen(lambda: ready(child.index))
-        status = await child.process.wait()
-        watch.cancel()
+        try:
+            await child.listen(lambda: ready(child.index))
+            status = await child.process.wait()
+        finally:
+            watch.cancel()
         self._children.discard(child)
         self._lasting = added([self._lasting, child.numbers], "lasting")
         if status:
@@ -262,13 +263,16 @@ class Supervisor:
             child.process.kill()
 
     async def _kill(self) -> None:
-        """Leave nobody behind: when all has gone well, nobody is there."""
+        """Leave nobody and nothing behind; when all has gone well, nobody is there."""
         for child in self._children:
             with suppress(ProcessLookupError):
                 child.process.kill()
             await child.process.wait()
             await child.channel.close()
         self._children.clear()
+        for sock in self._sockets:
+            sock.close()
+        os.close(self._loads_fd)
 
     def _at_work(self) -> list[_Child]:
         return [child for child in self._children if not child.leaving.is_set()]
@@ -276,6 +280,11 @@ class Supervisor:
     def _tell_all(self, kind: str) -> None:
         for child in self._children:
             child.channel.say(kind)
+
+
+def pause_after(pause: float, lived: float) -> float:
+    """How long to wait before a worker that lived so long is replaced; `pause` was the wait before that one. In seconds."""
+    return 0.0 if lived > STEADY else min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
 
 
 def _how(status: int) -> str:

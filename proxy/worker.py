@@ -67,7 +67,9 @@ class Worker:
             self._gateway.adopt(settings)
         except CannotServe as error:
             return [str(error)]
-        configure(settings.log)
+        except Exception:  # noqa: BLE001 -- a bug must not take the worker along: it serves on as it did
+            _log.exception("settings could not be taken")
+            return ["they cannot be taken by what is running; the log says more"]
         self._generation = generation
         return []
 
@@ -134,7 +136,10 @@ async def _follow(worker: Worker, channel: Channel) -> None:
 async def _carry_out(worker: Worker, channel: Channel, order: Message) -> None:
     match order["kind"]:
         case "reload":
-            problems = await worker.reload(unpacked(order["settings"]), order["generation"])
+            settings = unpacked(order["settings"])
+            problems = await worker.reload(settings, order["generation"])
+            if not problems:
+                configure(settings.log)
             channel.say("reloaded", generation=order["generation"], problems=problems)
         case "numbers":
             channel.say("numbers", numbers=await worker.numbers())

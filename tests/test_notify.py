@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,10 +71,23 @@ def test_nobody_listens(address: str) -> None:
     Notifier({"NOTIFY_SOCKET": address}).ready("x")
 
 
-def test_a_manager_that_does_not_read_does_not_hold_anything_up(manager: socket.socket) -> None:
+def test_a_manager_that_does_not_read_holds_up_little_and_hears_what_matters_when_it_does(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
     for _ in range(5000):
-        notifier.ready("x" * 1000)
+        notifier.alive()
+    monkeypatch.setattr("proxy.notify._PATIENCE", 0.01)
+    notifier.stopping()
+    reading = threading.Thread(target=lambda: [manager.recv(1000) for _ in range(3)])
+    monkeypatch.undo()
+    reading.start()
+    notifier.ready("x")
+    reading.join()
+    heard = [manager.recv(1000)]
+    while not heard[-1].startswith(b"READY=1"):
+        heard.append(manager.recv(1000))
+    assert b"STOPPING=1" not in heard
 
 
 @pytest.mark.parametrize(

@@ -1,175 +1,386 @@
-"""Several real workers on one port: together at work, replaced when they end, of one mind after a reload, gone in the end."""
+"""Several workers on one port: connections shared out, workers replaced, told, asked and ended; and nothing lost by any of it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import json
 import os
 import signal
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import CannotServe
-from proxy.settings import Settings
-from proxy.supervisor import Supervisor
-from tests.relay_world import run, settings_for
-
-PATIENCE = 30.0  # seconds, on a busy machine
-NO_CERTIFICATE = {"POSTERN_TLS__CERT": "/nowhere/cert.pem", "POSTERN_TLS__KEY": "/nowhere/key.pem"}
-
-
-def settings(**environ: str) -> Settings:
-    """For two workers. Nobody asks for a session here, so nobody is at the store's address."""
-    plain = {"POSTERN_WORKERS": "2", "REDIS_URL": "redis://127.0.0.1:9/0", "POSTERN_LOG__ACCESS": "off"}
-    return settings_for("http://127.0.0.1:9", **{**plain, **environ})
+from proxy.listening import bind
+from proxy.settings import Listen, Settings
+from proxy.supervisor import Supervisor, pause_after
+from tests.life_world import GET, Life, Load, free_port, life, metrics
+from tests.redis_server import RedisServer
+from tests.relay_world import Upstream, run, settings_for
 
 
-class Crew:
-    """A supervisor at work, and the port that its workers share."""
-
-    def __init__(self, supervisor: Supervisor, port: int) -> None:
-        self.supervisor = supervisor
-        self.port = port
-        self.ready = 0
-
-    def pids(self) -> set[int]:
-        """The workers at work."""
-        return {child.process.pid for child in self.supervisor._children if child.ready and not child.leaving.is_set()}
-
-    async def count(self, series: str) -> int:
-        """One number, summed over the workers."""
-        return int(sum(row[-1] for row in (await self.supervisor.numbers()).get(series, [])))
-
-    async def status(self, path: str) -> int:
-        async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost:3000\r\nConnection: close\r\n\r\n".encode())
-            answer = await reader.read()
-            writer.close()
-        return int(answer.split(b" ")[1])
+@pytest.fixture(scope="module")
+def redis() -> Iterator[str]:
+    with RedisServer() as server:
+        yield server.url
 
 
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        await asyncio.sleep(0.01)
+@contextlib.asynccontextmanager
+async def two(folder: Path, redis: str, **environ: str) -> AsyncIterator[tuple[Life, int]]:
+    """A gateway with two workers, and the port of its metrics."""
+    port = free_port()
+    settings = {"REDIS_URL": redis, "POSTERN_METRICS__LISTEN": f"127.0.0.1:{port}", **environ}
+    async with life(folder, settings, "--workers", "2") as running:
+        await running.until(lambda: len(running.workers()) == 2, "two workers")
+        yield running, port
 
 
-@asynccontextmanager
-async def crew(told: Settings) -> AsyncIterator[Crew]:
-    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
-    crew = Crew(Supervisor(told, [listening]), listening.getsockname()[1])
-
-    def ready() -> None:
-        crew.ready += 1
-
-    task = asyncio.create_task(crew.supervisor.run(ready))
-    try:
-        await until(lambda: crew.ready or task.done())
-        yield crew
-    finally:
-        listening_pids = {child.process.pid for child in crew.supervisor._children}
-        crew.supervisor.stop_at_once()
-        with suppress(CannotServe):
-            await asyncio.wait_for(task, PATIENCE)
-        listening.close()
-        assert not any(Path(f"/proc/{pid}").exists() for pid in listening_pids), "a worker is left behind"
+async def number(port: int, *series: str) -> float:
+    return (await metrics(port)).get(series, 0.0)
 
 
-def test_all_of_them_serve_before_it_is_ready_and_none_is_left_in_the_end() -> None:
-    async def work() -> None:
-        async with crew(settings()) as it:
-            assert it.ready == 1
-            assert len(it.pids()) == 2
-            assert [await it.status("/.postern/healthz") for _ in range(5)] == [200] * 5
-            assert await it.count("postern_workers") == 2
-            assert await it.count("postern_worker_restarts_total") == 0
-            it.supervisor.stop()
-            it.supervisor.stop()
-            await until(lambda: not it.supervisor._children)
-            with pytest.raises(ConnectionError):
-                await it.status("/.postern/healthz")
-
-    run(work())
+async def until_number(running: Life, port: int, value: float, *series: str) -> None:
+    found = float("nan")
+    for _ in range(300):
+        found = await number(port, *series)
+        if found == value:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError((series, value, found, running.said))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_ends_is_replaced_while_the_others_serve(number: signal.Signals) -> None:
-    async def work() -> None:
-        async with crew(settings()) as it:
-            first, second = it.pids()
-            os.kill(first, number)
-            await until(lambda: first not in it.pids())
-            assert await it.status("/.postern/healthz") == 200
-            await until(lambda: len(it.pids()) == 2)
-            assert second in it.pids()
-            assert it.ready == 1, "said once"
-            assert await it.count("postern_worker_restarts_total") == 1
-
-    run(work())
+def answered(*route: str) -> tuple[str, ...]:
+    return ("postern_requests_total", "GET", "everyone", *(route or ("app",)), "2xx")
 
 
-def test_other_settings_are_every_workers_and_every_later_ones() -> None:
-    async def work() -> None:
-        async with crew(settings()) as it:
-            assert await it.supervisor.reload(settings(POSTERN_PREFIX="/.gate"), 2) == []
-            assert [await it.status("/.gate/healthz") for _ in range(5)] == [200] * 5
-            first, _ = it.pids()
-            os.kill(first, signal.SIGKILL)
-            await until(lambda: first not in it.pids() and len(it.pids()) == 2)
-            assert [await it.status("/.gate/healthz") for _ in range(5)] == [200] * 5
-            (problem,) = await it.supervisor.reload(settings(**NO_CERTIFICATE), 3)
-            assert "/nowhere/cert.pem" in problem
-            assert await it.status("/.gate/healthz") == 200
-            it.supervisor.reopen_logs()
-            assert await it.status("/.gate/healthz") == 200
+class TestWork:
+    def test_connections_are_shared_out_and_numbers_added_up(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                for _ in range(40):
+                    assert (await (await running.connect()).ask(GET))[0] == 200
+                assert await number(port, *answered()) == 40
+                assert await number(port, "postern_connections") == 40
+                assert await number(port, "postern_workers") == 2
+                first, second = (len(sockets(pid, running.port)) for pid in running.workers())
+                assert first + second == 40
+                assert min(first, second) >= 8, (first, second)
 
-    run(work())
+        run(work())
 
+    def test_sessions_in_memory_are_refused(self, tmp_path: Path) -> None:
+        async def work() -> None:
+            async with life(tmp_path, {}, "--workers", "2", wait=False) as running:
+                assert await running.ended() == 2
+                assert running.said.startswith("POSTERN_WORKERS: is more than one, and sessions in memory")
 
-def test_what_no_worker_can_serve_is_said_and_not_tried_for_ever() -> None:
-    async def work() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            supervisor = Supervisor(settings(**NO_CERTIFICATE), [listening])
+        run(work())
+
+    def test_a_worker_that_cannot_start_is_the_end(self, redis: str) -> None:
+        """What the supervisor itself does not look at: here a log that nobody can write to."""
+
+        async def work() -> None:
+            settings = settings_for(
+                "http://127.0.0.1:9", POSTERN_WORKERS="2", REDIS_URL=redis, POSTERN_LOG__ACCESS="/proc/x"
+            )
+            supervisor = Supervisor(settings, bind(Listen("127.0.0.1", 0)))
             with pytest.raises(CannotServe, match="could not start"):
-                await asyncio.wait_for(supervisor.run(lambda: None), PATIENCE)
-            assert supervisor._children == set()
+                await supervisor.run(lambda: pytest.fail("nobody is ready"))
 
-    run(work())
+        run(work())
 
 
-def test_a_worker_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with crew(settings()) as it:
-            stuck, _ = it.pids()
-            deadline = time.monotonic() + PATIENCE
-            while await it.count("postern_workers") < 2:
-                assert time.monotonic() < deadline, "they never tell their numbers"
+def sockets(pid: int, port: int) -> list[str]:
+    """The established connections to `port` that a process holds (proc(5))."""
+    held = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.add(str(fd.readlink()))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [
+        row[9]
+        for row in rows
+        if int(row[1].split(":")[1], 16) == port and row[3] == "01" and f"socket:[{row[9]}]" in held
+    ]
+
+
+class TestEnds:
+    def test_a_worker_that_is_told_to_stop_under_load_loses_nothing(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                load = Load(running, 16)
+                async with load:
+                    await load.more(300)
+                    first, second = running.workers()
+                    os.kill(first, signal.SIGTERM)
+                    await running.until(lambda: first not in running.workers(), "the first one's end")
+                    await load.more(300)
+                    await running.until(lambda: len(running.workers()) == 2, "another one in its place")
+                    await until_number(running, port, 2, "postern_workers")
+                    os.kill(second, signal.SIGTERM)
+                    await running.until(lambda: second not in running.workers(), "the second one's end")
+                    await load.more(300)
+                assert load.lost == []
+                assert load.refused == 0
+                assert await number(port, *answered()) == load.answered
+                assert await number(port, "postern_worker_restarts_total") == 2
+                assert running.process.poll() is None
+
+        run(work())
+
+    def test_all_of_it_under_load_loses_nothing_that_was_sent(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, _):
+                workers = running.workers()
+                load = Load(running, 16)
+                async with load:
+                    await load.more(300)
+                    running.signal(signal.SIGTERM)
+                    assert await running.ended() == 0
+                assert load.lost == []
+                assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+                assert "Traceback" not in running.said
+                assert running.events()[-1] == "stopped"
+
+        run(work())
+
+    def test_a_manager_that_signals_every_process_does_not_hurry_any(self, tmp_path: Path, redis: str) -> None:
+        """systemd's KillMode=control-group: the workers hear of it from both sides, which is one wish and not two."""
+
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, _):
+                asked, go_on = asyncio.Event(), asyncio.Event()
+
+                async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                    await running.upstream.head(reader)
+                    asked.set()
+                    await go_on.wait()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+                running.upstream.script = slow
+                client = await running.connect()
+                client.send(GET)
+                await asked.wait()
+                for pid in (*running.workers(), running.process.pid):
+                    os.kill(pid, signal.SIGTERM)
+                await running.until_said("stopping")
+                go_on.set()
+                assert (await client.response())[::2] == (200, b"hello")
+                client.close()
+                assert await running.ended() == 0
+                assert not any("takes its place" in event for event in running.events())
+
+        run(work())
+
+    def test_a_second_signal_does_not_wait(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis, POSTERN_DRAIN__DELAY="60s") as (running, _):
+                workers = running.workers()
+                running.signal(signal.SIGINT)
+                await running.until_said("stopping")
+                assert running.process.poll() is None
+                running.signal(signal.SIGINT)
+                assert await running.ended() == 0
+                assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+        run(work())
+
+    def test_a_supervisor_that_is_killed_takes_its_workers_along(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, _):
+                workers = running.workers()
+                running.signal(signal.SIGKILL)
+                await running.ended()
+                await running.until(lambda: not any(alive(pid) for pid in workers), "the workers' end")
+
+        run(work())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+class TestCrashes:
+    def test_a_worker_that_crashes_is_replaced_and_its_numbers_are_kept(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                for _ in range(10):
+                    assert (await running.ask())[0] == 200
+                assert await number(port, *answered()) == 10
+                first, second = running.workers()
+                os.kill(first, signal.SIGKILL)
+                await running.until_said(f"worker {first} ended unexpectedly: killed by signal 9")
+                assert (await running.ask())[0] == 200, "the other one is there"
+                await running.until(lambda: len(running.workers()) == 2, "another one in its place")
+                assert second in running.workers()
+                await until_number(running, port, 2, "postern_workers")
+                assert await number(port, *answered()) == 11
+                assert await number(port, "postern_worker_restarts_total") == 1
+
+        run(work())
+
+    def test_pauses_grow_while_workers_die_young(self) -> None:
+        lives = (1, 1, 1, 1, 1, 1, 1, 1, 31, 5)
+        pauses = list(itertools.accumulate(lives, pause_after, initial=0.0))
+        assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30, 0, 0.5]
+
+    def test_again_and_again_it_is_replaced(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                for crash in (1, 2, 3):
+                    await until_number(running, port, 2, "postern_workers")
+                    os.kill(running.workers()[0], signal.SIGKILL)
+                    await running.until_said("ended unexpectedly", crash)
+                    assert (await running.ask())[0] == 200
+                await running.until(lambda: len(running.workers()) == 2, "another one in its place")
+
+        run(work())
+
+
+class TestStuck:
+    """A worker that neither answers nor ends holds up nobody else."""
+
+    @contextlib.asynccontextmanager
+    async def one_stuck(self, redis: str) -> AsyncIterator[tuple[Supervisor, Settings, int]]:
+        settings = settings_for(
+            "http://127.0.0.1:9",
+            POSTERN_WORKERS="2",
+            REDIS_URL=redis,
+            POSTERN_LOG__ACCESS="off",
+            POSTERN_LOG__LEVEL="error",
+            POSTERN_METRICS__LISTEN="127.0.0.1:9464",
+            POSTERN_DRAIN__TIMEOUT="100ms",
+        )
+        ready = asyncio.Event()
+        supervisor = Supervisor(settings, bind(Listen("127.0.0.1", 0)))
+        running = asyncio.create_task(supervisor.run(ready.set))
+        stuck = 0
+        try:
+            await asyncio.wait_for(ready.wait(), 30)
+            stuck = next(iter(supervisor._children)).process.pid
             os.kill(stuck, signal.SIGSTOP)
-            try:
-                assert await it.count("postern_workers") == 2, "of one the last numbers"
-                (problem,) = await it.supervisor.reload(settings(POSTERN_PREFIX="/.gate"), 2)
-                assert problem == f"worker {stuck} did not answer"
-            finally:
+            yield supervisor, settings, stuck
+        finally:
+            supervisor.stop()
+            await asyncio.wait_for(running, 30)
+        assert not Path(f"/proc/{stuck}").exists()
+
+    @pytest.fixture(autouse=True)
+    def _little_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("_NUMBERS_WITHIN", "_RELOAD_WITHIN", "_LETTING_GO", "_AT_ONCE"):
+            monkeypatch.setattr(f"proxy.supervisor.{name}", 0.5)
+
+    def test_it_is_killed_when_its_time_is_up(self, redis: str, caplog: pytest.LogCaptureFixture) -> None:
+        async def work() -> int:
+            async with self.one_stuck(redis) as (_, _, stuck):
+                return stuck
+
+        stuck = run(work())
+        assert f"worker {stuck} does not end, and is killed" in caplog.text
+
+    def test_it_is_killed_sooner_when_the_end_is_to_come_at_once(
+        self, redis: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("proxy.supervisor._LETTING_GO", 600.0)
+
+        async def work() -> None:
+            async with self.one_stuck(redis) as (supervisor, _, _):
+                supervisor.stop_at_once()
+
+        run(work())
+
+    def test_its_last_numbers_count(self, redis: str) -> None:
+        async def work() -> None:
+            async with self.one_stuck(redis) as (supervisor, _, stuck):
+                assert (await supervisor.numbers())["postern_workers"] == [[1]], "it has never told any"
                 os.kill(stuck, signal.SIGCONT)
+                for _ in range(100):
+                    if (await supervisor.numbers())["postern_workers"] == [[2]]:
+                        break
+                os.kill(stuck, signal.SIGSTOP)
+                assert (await supervisor.numbers())["postern_workers"] == [[2]]
 
-    monkeypatch.setattr("proxy.supervisor._RELOAD_WITHIN", 3.0)
-    run(work())
+        run(work())
+
+    def test_settings_are_not_waited_for_without_end(self, redis: str) -> None:
+        async def work() -> None:
+            async with self.one_stuck(redis) as (supervisor, settings, stuck):
+                assert await supervisor.reload(settings, 2) == [f"worker {stuck} did not answer"]
+                os.kill(stuck, signal.SIGCONT)
+                for _ in range(100):
+                    numbers = await supervisor.numbers()
+                    if numbers["postern_settings_generation"] == [[2]]:
+                        break
+                assert numbers["postern_settings_generation"] == [[2]]
+
+        run(work())
 
 
-def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+class TestReloading:
+    def test_every_worker_takes_the_settings_and_so_do_those_that_come_after(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                other = Upstream()
+                other.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
+                await other.start()
+                try:
+                    load = Load(running, 8)
+                    async with load:
+                        await load.more(100)
+                        await running.reload(running.route("new", other.url))
+                        await running.until_said("settings reloaded: generation 2")
+                        await load.more(100)
+                    assert (load.lost, load.refused, load.connections) == ([], 0, 8)
+                    for _ in range(10):
+                        assert (await running.ask())[2] == b"other"
+                    assert await number(port, "postern_settings_generation") == 2
+                    assert await number(port, *answered("app")) == 0
+                    os.kill(running.workers()[0], signal.SIGTERM)
+                    await until_number(running, port, 1, "postern_worker_restarts_total")
+                    await until_number(running, port, 2, "postern_workers")
+                    assert await number(port, "postern_settings_generation") == 2
+                    for _ in range(10):
+                        assert (await running.ask())[2] == b"other"
+                finally:
+                    await other.stop()
+
+        run(work())
+
+    def test_what_cannot_be_used_is_taken_by_none(self, tmp_path: Path, redis: str) -> None:
+        async def work() -> None:
+            async with two(tmp_path, redis) as (running, port):
+                await running.reload(running.route("new"), more='[tls]\ncert = "/nowhere/a"\nkey = "/nowhere/b"\n')
+                await running.until_said("the settings in force stay as they are: generation 1")
+                assert await number(port, "postern_settings_generation") == 1
+                await running.reload(running.route("new"))
+                await running.until_said("settings reloaded: generation 2")
+                assert (await running.ask())[0] == 200
+
+        run(work())
+
+
+def test_the_log_is_written_by_all_in_whole_lines_and_opened_anew_by_all(tmp_path: Path, redis: str) -> None:
     async def work() -> None:
-        async with crew(settings()) as it:
-            stuck, _ = it.pids()
-            os.kill(stuck, signal.SIGSTOP)
-            it.supervisor.stop_at_once()
-            await until(lambda: not it.supervisor._children)
-            assert not Path(f"/proc/{stuck}").exists()
+        path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+        async with two(tmp_path, redis, POSTERN_LOG__ACCESS=str(path)) as (running, _):
+            load = Load(running, 16)
+            async with load:
+                await load.more(200)
+                path.rename(moved)
+                running.signal(signal.SIGUSR1)
+                await running.until(path.exists, "a new file")
+                await load.more(200)
 
-    monkeypatch.setattr("proxy.supervisor._AT_ONCE", 0.2)
+            def ids() -> list[str]:
+                return [json.loads(line)["id"] for file in (moved, path) for line in file.read_text().splitlines()]
+
+            await running.until(lambda: len(ids()) >= load.answered, "every line")
+            assert len(set(ids())) == len(ids()) == load.answered
+
     run(work())

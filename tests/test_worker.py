@@ -1,170 +1,236 @@
-"""A supervised worker, as the process that it is: what it says, what it does when told, and how it ends."""
+"""A supervised worker as a process, with the test in the place of its supervisor."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from proxy.control import Channel, Message, packed
-from proxy.listening import Loads
-from proxy.settings import Settings
-from tests.relay_world import run, settings_for
-
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 20.0  # seconds, on a busy machine
+from proxy.listening import Loads, bind
+from proxy.settings import Listen
+from tests.life_world import GET, NOTHING, ROOT, serving
+from tests.relay_world import PATIENCE, Client, Upstream, run, settings_for
 
 
-class Worker:
-    """The process, the talk with it, and the port that it serves."""
+class Supervised:
+    """A worker process, and the supervisor's end of the talk with it."""
 
-    def __init__(self, process: Process, channel: Channel, port: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], channel: Channel, listener: socket.socket, loads: Loads
+    ) -> None:
         self.process = process
         self.channel = channel
-        self.port = port
+        self.loads = loads
+        self._address = listener.getsockname()
 
-    async def hears(self, kind: str) -> Message:
-        """The next message of that kind."""
+    async def hear(self, kind: str) -> Message:
+        """What it says next, which must be of this kind."""
         async with asyncio.timeout(PATIENCE):
-            while True:
-                message = await self.channel.hear()
-                assert message is not None, f"it ended before it said {kind}"
-                if message["kind"] == kind:
-                    return message
+            message = await self.channel.hear()
+        assert message is not None, "it says no more"
+        assert message["kind"] == kind
+        return message
 
     async def ended(self) -> int:
         async with asyncio.timeout(PATIENCE):
-            return await self.process.wait()
+            while self.process.poll() is None:
+                await asyncio.sleep(0.01)
+        return int(self.process.returncode)
 
-    async def status(self, path: str) -> int:
-        """What it answers to a GET."""
-        async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost:3000\r\nConnection: close\r\n\r\n".encode())
-            answer = await reader.read()
-            writer.close()
-        return int(answer.split(b" ")[1])
+    async def connect(self) -> Client:
+        return Client(*await asyncio.open_connection(*self._address))
+
+    async def ask(self) -> int:
+        client = await self.connect()
+        try:
+            return (await client.ask(GET))[0]
+        finally:
+            client.close()
 
 
 @asynccontextmanager
-async def worker(settings: Settings | None) -> AsyncIterator[Worker]:
-    """A worker that has been told to serve by `settings`; None: it has been told nothing yet."""
+async def supervised(
+    upstream: str = "http://127.0.0.1:9", environ: Mapping[str, str] = NOTHING, *, start: bool = True
+) -> AsyncIterator[Supervised]:
     ours, theirs = socket.socketpair()
-    loads = Loads.shared(1)
-    with socket.create_server(("127.0.0.1", 0)) as listening, theirs:
-        fds = (theirs.fileno(), listening.fileno(), loads)
-        command = (sys.executable, "-m", "proxy.worker", str(theirs.fileno()))
-        process = await asyncio.create_subprocess_exec(*command, pass_fds=fds, cwd=ROOT)
+    (listener,) = bind(Listen("127.0.0.1", 0))
+    loads = Loads.shared(2)
+    passed = (theirs.fileno(), listener.fileno(), loads)
+    kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "proxy.worker", str(theirs.fileno())],
+        pass_fds=passed,
+        env={**kept, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    channel = await Channel.over(ours)
+    worker = Supervised(process, channel, listener, Loads(loads, 2))
+    try:
+        if start:
+            settings = packed(settings_for(upstream, **{"POSTERN_LOG__ACCESS": "off", **environ}))
+            more: dict[str, Any] = {"index": 0, "workers": 2, "loads": loads, "listen": [listener.fileno()]}
+            channel.say("start", settings=settings, generation=5, **more)
         theirs.close()
-        channel = await Channel.over(ours)
-        try:
-            if settings is not None:
-                order = {"settings": packed(settings), "generation": 1, "index": 0, "workers": 1, "loads": loads}
-                channel.say("start", **order, listen=[listening.fileno()])
-            yield Worker(process, channel, listening.getsockname()[1])
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            await channel.close()
-            os.close(loads)
+        listener.close()
+        yield worker
+    finally:
+        await channel.close()  # by which it ends: what it has covered is then known
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, 5)
+        process.kill()
+        process.wait()
+        theirs.close()
+        listener.close()
+        os.close(loads)
 
 
-def settings(**environ: str) -> Settings:
-    return settings_for("http://127.0.0.1:9", POSTERN_LOG__ACCESS="off", **environ)
-
-
-def test_it_serves_tells_its_numbers_and_drains_when_told_to() -> None:
+def test_it_serves_says_so_and_tells_its_numbers() -> None:
     async def work() -> None:
-        async with worker(settings()) as it:
-            await it.hears("ready")
-            assert await it.status("/.postern/healthz") == 200
-            it.channel.say("numbers")
-            numbers = (await it.hears("numbers"))["numbers"]
-            assert numbers["postern_workers"] == [[1]]
-            assert numbers["postern_settings_generation"] == [[1]]
-            it.channel.say("stop")
-            await it.hears("draining")
-            assert "postern_workers" in (await it.hears("numbers"))["numbers"], "its last ones"
-            assert await it.ended() == 0
+        environ = {"POSTERN_METRICS__LISTEN": "127.0.0.1:9464"}
+        async with serving(Upstream()) as upstream, supervised(upstream.url, environ) as worker:
+            await worker.hear("ready")
+            assert await worker.ask() == 200
+            worker.channel.say("numbers")
+            numbers = (await worker.hear("numbers"))["numbers"]
+            assert numbers["postern_requests_total"] == [["app", "GET", "2xx", "everyone", 1]]
+            assert numbers["postern_settings_generation"] == [[5]]
+            worker.loads.publish(1, 100)
+            assert not worker.loads.fair(1), "it has published how many connections it has"
 
     run(work())
 
 
-def test_other_settings_hold_from_then_on_and_wrong_ones_never() -> None:
+def test_other_settings_are_taken_or_what_prevents_it_is_said() -> None:
     async def work() -> None:
-        async with worker(settings()) as it:
-            await it.hears("ready")
-            it.channel.say("reload", settings=packed(settings(POSTERN_PREFIX="/.gate")), generation=2)
-            assert await it.hears("reloaded") == {"kind": "reloaded", "generation": 2, "problems": []}
-            assert await it.status("/.gate/healthz") == 200
-            nowhere = {"POSTERN_TLS__CERT": "/nowhere/cert.pem", "POSTERN_TLS__KEY": "/nowhere/key.pem"}
-            it.channel.say("reload", settings=packed(settings(**nowhere)), generation=3)
-            refused = await it.hears("reloaded")
-            assert refused["generation"] == 3
-            assert len(refused["problems"]) == 1
-            assert await it.status("/.gate/healthz") == 200
-            it.channel.say("numbers")
-            assert (await it.hears("numbers"))["numbers"]["postern_settings_generation"] == [[2]]
+        async with serving(Upstream()) as upstream, supervised() as worker:
+            await worker.hear("ready")
+            assert await worker.ask() == 502
+            bad = {"POSTERN_TLS__CERT": "/nowhere/a", "POSTERN_TLS__KEY": "/nowhere/b"}
+            worker.channel.say("reload", settings=packed(settings_for(upstream.url, **bad)), generation=6)
+            answer = await worker.hear("reloaded")
+            assert answer["generation"] == 6
+            assert "/nowhere/a" in answer["problems"][0]
+            assert await worker.ask() == 502
+            worker.channel.say("reload", settings=packed(settings_for(upstream.url)), generation=7)
+            assert await worker.hear("reloaded") == {"kind": "reloaded", "generation": 7, "problems": []}
+            assert await worker.ask() == 200
 
     run(work())
 
 
-def test_without_its_supervisor_it_drains() -> None:
+def test_it_drains_when_told_to_and_tells_its_numbers_once_more() -> None:
     async def work() -> None:
-        async with worker(settings()) as it:
-            await it.hears("ready")
-            await it.channel.close()
-            assert await it.ended() == 0
+        async with supervised() as worker:
+            await worker.hear("ready")
+            worker.channel.say("stop")
+            await worker.hear("draining")
+            worker.channel.say("stop")
+            assert "postern_workers" in (await worker.hear("numbers"))["numbers"]
+            assert await worker.channel.hear() is None
+            assert await worker.ended() == 0
+            worker.loads.publish(1, 100)
+            assert worker.loads.fair(1), "it has said that it takes no more"
 
     run(work())
 
 
-def test_sigterm_is_meant_for_it_and_the_signals_of_a_terminal_for_the_supervisor() -> None:
+@pytest.mark.parametrize("how", ["told", "signal"])
+def test_it_waits_for_what_is_under_way_unless_it_is_to_end_at_once(how: str) -> None:
     async def work() -> None:
-        async with worker(settings()) as it:
-            await it.hears("ready")
+        upstream = Upstream()
+        asked = asyncio.Event()
+
+        async def never(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await upstream.head(reader)
+            asked.set()
+            await reader.read()
+
+        upstream.script = never
+        async with serving(upstream), supervised(upstream.url) as worker:
+            await worker.hear("ready")
+            client = await worker.connect()
+            client.send(GET)
+            await asked.wait()
+            if how == "told":
+                worker.channel.say("stop")
+            else:
+                worker.process.send_signal(signal.SIGTERM)
+            await worker.hear("draining")
+            # A service manager that signals the whole group, and a supervisor that then says the same: no second wish.
+            worker.process.send_signal(signal.SIGTERM)
+            worker.channel.say("numbers")
+            await worker.hear("numbers")
+            assert worker.process.poll() is None
+            worker.channel.say("stop_at_once")
+            assert await worker.ended() == 0
+            client.abort()
+
+    run(work())
+
+
+def test_what_is_meant_for_the_supervisor_leaves_it_cold() -> None:
+    async def work() -> None:
+        async with supervised() as worker:
+            await worker.hear("ready")
             for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-                it.process.send_signal(number)
-            assert await it.status("/.postern/healthz") == 200
-            it.process.terminate()
-            await it.hears("draining")
-            assert await it.ended() == 0
+                worker.process.send_signal(number)
+            worker.channel.say("nonsense")
+            worker.channel.say("numbers")
+            await worker.hear("numbers")
+            assert await worker.ask() == 502
 
     run(work())
 
 
-def test_told_not_to_wait_it_leaves_what_is_under_way() -> None:
+def test_without_its_supervisor_it_drains_and_ends() -> None:
     async def work() -> None:
-        async with worker(settings(POSTERN_DRAIN__DELAY="10m")) as it:
-            await it.hears("ready")
-            it.channel.say("stop")
-            await it.hears("draining")
-            it.channel.say("stop_at_once")
-            assert await it.ended() == 0
+        async with supervised() as worker:
+            await worker.hear("ready")
+            await worker.channel.close()
+            assert await worker.ended() == 0
 
     run(work())
 
 
-def test_what_cannot_be_served_ends_it() -> None:
+def test_a_supervisor_that_is_gone_before_the_first_order() -> None:
     async def work() -> None:
-        nowhere = {"POSTERN_TLS__CERT": "/nowhere/cert.pem", "POSTERN_TLS__KEY": "/nowhere/key.pem"}
-        async with worker(settings(**nowhere)) as it:
-            assert await it.ended() == 1
+        async with supervised(start=False) as worker:
+            await worker.channel.close()
+            assert await worker.ended() == 0
 
     run(work())
 
 
-def test_told_nothing_it_goes_again() -> None:
+def test_what_cannot_be_served_ends_it_with_1() -> None:
     async def work() -> None:
-        async with worker(None) as it:
-            await it.channel.close()
-            assert await it.ended() == 0
+        bad = {"POSTERN_TLS__CERT": "/nowhere/a", "POSTERN_TLS__KEY": "/nowhere/b"}
+        async with supervised(environ=bad) as worker:
+            assert await worker.channel.hear() is None
+            assert await worker.ended() == 1
+
+    run(work())
+
+
+def test_it_opens_its_log_anew(tmp_path: Path) -> None:
+    async def work() -> None:
+        path = tmp_path / "access.log"
+        async with supervised(environ={"POSTERN_LOG__ACCESS": str(path)}) as worker:
+            await worker.hear("ready")
+            path.rename(tmp_path / "moved")
+            worker.channel.say("reopen_logs")
+            worker.channel.say("numbers")
+            await worker.hear("numbers")
+            assert path.exists()
 
     run(work())
