@@ -430,17 +430,14 @@ class RedisStore(SessionStore):
         await self._chores.close(*self._touching.values())
         await self._records.servers.close()
 
-    # -- behind the scenes
-
     def _note_use(self, entry: Entry, now: float) -> None:
         """Note a use in the background when the last one noted is long enough ago: no request waits for it."""
+        session = entry.session
         if now - entry.noted_at < self._touch_every:
             return
         entry.noted_at = now
-        session = entry.session
         if session.id not in self._touching:
-            task = asyncio.get_running_loop().create_task(self._touch(session, now))
-            self._touching[session.id] = task
+            task = self._touching[session.id] = asyncio.create_task(self._touch(session, now))
             task.add_done_callback(lambda _: self._touching.pop(session.id, None))
 
     async def _touch(self, session: Session, now: float) -> None:
@@ -450,5 +447,4 @@ class RedisStore(SessionStore):
             self._chores.complain("the use of sessions cannot be noted", error)
 
     def _ttl(self, session: Session, now: float) -> float:
-        """Seconds after which Redis forgets `session` by itself when nobody uses it again."""
         return min(self._idle, session.expires_at - now)

@@ -130,7 +130,8 @@ def params_of(name: str) -> list[click.Parameter]:
     command = main.commands[name]
     if not isinstance(command, click.Group):
         return list(command.params)
-    return list({param.opts[0]: param for one in command.commands.values() for param in one.params}.values())
+    options = (param for one in command.commands.values() for param in one.params if isinstance(param, click.Option))
+    return list({param.opts[0]: param for param in options}.values())
 
 
 def command_sections() -> dict[str, str]:

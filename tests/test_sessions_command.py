@@ -170,9 +170,9 @@ def test_the_store_must_be_there_and_shared(run: Run) -> None:
     result = run("list", REDIS_URL="memory://")
     assert result.exit_code == 1
     assert "own memory" in result.output
-    result = run("list", LOGTO_APP_ID="")
+    result = run("list", LOGTO_ENDPOINT="nonsense")
     assert result.exit_code == 2
-    assert "app_id" in result.output
+    assert "logto.endpoint" in result.output or "LOGTO_ENDPOINT" in result.output
 
 
 @pytest.mark.parametrize(
