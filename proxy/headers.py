@@ -384,6 +384,10 @@ def _request_framing(head: RequestHead) -> bytes:
     if head.upgrade is not None:
         options.append(b"Upgrade")
         framing += b"Upgrade: %b\r\n" % head.upgrade
+    elif head.length != 0:
+        # An app that answers without reading the body would take it for further requests, past the gate and with whatever
+        # identity is written in it ("CL.0 desync"). After this it must not process any (RFC 9112 9.6).
+        options.append(b"close")
     if b"te" in values and head.minor == 1 and b"trailers" in connection_options(values[b"te"]):
         options.append(b"TE")  # a client that takes trailers can be given them (RFC 9110 10.1.4)
         framing += b"TE: trailers\r\n"

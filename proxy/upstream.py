@@ -63,6 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body: Body | None = None
         self._reusable = False
         self._request_sent = False
+        self._last = False  # it is not used for another request, whatever the server says
         self._tunnel = False
         self._reading = True
         self._interim = 0  # bytes of interim heads in the present response
@@ -156,6 +157,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body = None
         self._held = b""
         self._request_sent = complete
+        self._last = not complete  # an app that does not read the body may take it for requests, and answer those
         self._interim = 0
         self.answered = False
         if not complete and not self._tls and self._transport is not None:
@@ -283,7 +285,7 @@ class UpstreamConnection(asyncio.Protocol):
             or transport.get_write_buffer_size()
         ):
             self.abort()
-        elif self._reusable:
+        elif self._reusable and not self._last:
             self.resume()
             self.used = True
             self.pool.put(self)

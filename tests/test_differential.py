@@ -421,6 +421,50 @@ def test_no_server_sees_what_was_not_decided(start: Any, file: Path, tmp_path: P
         assert run(talk(server)) == []
 
 
+SMUGGLED = b"GET /admin/evil HTTP/1.1\r\nHost: localhost:3000\r\nX-Forwarded-User: evil\r\n\r\n"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_server_that_does_not_read_bodies_does_not_take_them_for_requests(framing: str) -> None:
+    """Whatever lies unread in a connection would be the next request on it, past the gate ("CL.0" desync)."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Careless(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["X-Forwarded-User"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        @override
+        def log_message(self, *_: Any) -> None:
+            return
+
+    async def talk(url: str) -> None:
+        async with gateway(url) as (world, _):
+            for number in range(20):
+                if framing == "length":
+                    start, body = b"Content-Length: %d" % len(SMUGGLED), SMUGGLED
+                else:
+                    start, body = b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)
+                raw = b"POST /%d HTTP/1.1\r\nHost: localhost:3000\r\n%b\r\n\r\n%b" % (number, start, body)
+                assert (await world.ask(raw))[0] == 200
+                assert (await world.ask(SENTINEL))[0] == 200
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Careless) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        run(talk(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+        thread.join()
+    assert [one for one in asked if one != ("/sentinel", None)] == [(f"/{number}", None) for number in range(20)]
+
+
 def test_the_corpus_is_as_large_as_it_is_odd() -> None:
     everything = [case for file in FILES for case in cases(file)]
     assert len(everything) >= 250

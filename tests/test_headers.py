@@ -272,6 +272,20 @@ class TestHopByHop:
         assert named(lines, b"Trailer") == [b"X-Sum"]
         assert not named(up(request(b"Trailer: X-Sum")), b"Trailer")
 
+    @pytest.mark.parametrize(
+        ("fields", "options"),
+        [
+            ((b"Content-Length: 3",), [b"close"]),
+            ((b"Transfer-Encoding: chunked",), [b"close"]),
+            ((b"Transfer-Encoding: chunked", b"TE: trailers"), [b"close, TE"]),
+            ((b"Content-Length: 3", b"Connection: Upgrade", b"Upgrade: tcp"), [b"Upgrade"]),
+            ((b"Content-Length: 0",), []),
+            ((), []),
+        ],
+    )
+    def test_a_body_is_the_last_thing_on_its_connection(self, fields: tuple[bytes, ...], options: list[bytes]) -> None:
+        assert named(up(request(*fields, line=b"POST / HTTP/1.1")), b"Connection") == options
+
     def test_credentials_for_a_proxy_are_not_for_the_app(self) -> None:
         lines = up(request(b"Proxy-Authorization: Basic eA==", b"Authorization: Basic eQ=="))
         assert not named(lines, b"Proxy-Authorization")
