@@ -227,8 +227,9 @@ class Acceptor:
         self._open = False
         if self._turn is not None:
             self._turn.leave()
-        while self._accept():
-            pass
+        for _ in range(BACKLOG):  # more than that can only have come meanwhile
+            if not self._accept():
+                break
         self._listener.close()
 
     def _take(self) -> None:
@@ -267,6 +268,9 @@ class Acceptor:
         except OSError as error:  # ssl.SSLError is one: a port scan, an old client, a reset
             _log.debug("a connection did not come about: %s", error)
             sock.close()
+        except BaseException:  # the end of the process
+            sock.close()
+            raise
 
     def _rest(self, seconds: float | None) -> None:
         """Look away from the socket: for `seconds`, or for good."""

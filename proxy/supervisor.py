@@ -44,7 +44,6 @@ class _Child:
         self.process = process
         self.channel = channel
         self.started_at = asyncio.get_running_loop().time()
-        self.ready = False
         self.leaving = asyncio.Event()  # it takes no more connections: it drains, or has ended
         self._silent = False  # it says no more
         self.numbers: Snapshot = {}
@@ -65,7 +64,6 @@ class _Child:
     def _heard(self, message: Message, ready: Callable[[], None]) -> None:
         match message:
             case {"kind": "ready"}:
-                self.ready = True
                 ready()
             case {"kind": "draining"}:
                 self.leaving.set()

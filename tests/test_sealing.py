@@ -67,6 +67,28 @@ def test_rotation() -> None:
     assert KeyRing([OTHER, NEW]).open("session", RING.seal("session", b"bob")) == b"bob"
 
 
+def test_a_ring_takes_other_secrets_while_it_is_held() -> None:
+    ring = KeyRing([b"a" * 32])
+    sealed, digest = ring.seal("session", b"value"), ring.digest("session", b"value")
+    ring.rotate([b"b" * 32, b"a" * 32])
+    assert ring.open("session", sealed) == b"value"
+    assert ring.digest("session", b"value") != digest
+    newer = ring.seal("session", b"value")
+    ring.rotate([b"b" * 32])
+    assert ring.open("session", newer) == b"value"
+    with pytest.raises(Unsealable):
+        ring.open("session", sealed)
+
+
+@pytest.mark.parametrize("secrets", [[], [b"short"], [b"a" * 32, b"short"]])
+def test_a_ring_keeps_its_secrets_when_others_are_too_weak(secrets: list[bytes]) -> None:
+    ring = KeyRing([b"a" * 32])
+    sealed = ring.seal("session", b"value")
+    with pytest.raises(ValueError, match="secret"):
+        ring.rotate(secrets)
+    assert ring.open("session", sealed) == b"value"
+
+
 def test_equal_values_seal_differently() -> None:
     assert len({RING.seal("session", b"alice") for _ in range(100)}) == 100
 
