@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
+from tests.e2e.processes import free_port
 
 SIDECAR = {
     "POSTERN_PUBLIC_URL": "http://localhost:3000",
@@ -35,20 +36,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("POSTERN_", "LOGTO_", "REDIS_")):
             monkeypatch.delenv(name)
-
-
-def free_port(count: int = 1) -> int:
-    """The first of `count` neighbouring ports that are free now."""
-    for _ in range(50):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = int(first.getsockname()[1])
-        try:
-            for offset in range(count):
-                socket.create_server(("127.0.0.1", port + offset)).close()
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no free ports")
 
 
 class Process:
