@@ -233,12 +233,8 @@ class Nginx(Server):
 
     @override
     def seen(self) -> list[Seen]:
-        lines = self._log.read_bytes()[self._read :].splitlines(keepends=True)
-        lines = [line for line in lines if line.endswith(b"\n")]
-        self._read += sum(map(len, lines))
         found = []
-        for line in lines:
-            one = json.loads(line.decode("latin-1"))
+        for one in self._lines():
             seen = Seen(
                 one["method"],
                 one["target"],
@@ -250,6 +246,24 @@ class Nginx(Server):
             )
             found.append(seen)
         return found
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """What the log says of everything until now. A line is written after its answer: one more request, answered by the same
+        process in its turn, tells when all lines before it are there.
+        """
+        address = self.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1])), timeout=20) as asking:
+            asking.sendall(b"GET /until-here HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            while asking.recv(4096):
+                pass
+        deadline = time.monotonic() + 20
+        while b'"target":"/until-here"' not in (text := self._log.read_bytes()[self._read :]):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.001)
+        text = text[: text.rindex(b"\n") + 1]
+        self._read += len(text)
+        lines = (json.loads(line.decode("latin-1")) for line in text.splitlines())
+        return (line for line in lines if line["target"] != "/until-here")
 
 
 @contextmanager
