@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -360,6 +361,18 @@ class TestServiceManager:
                 assert process.wait(20) == 0
 
 
+@contextmanager
+def _as_standard_error(fd: int) -> Iterator[None]:
+    """Standard error leads to `fd`: a file, which can be read over and over without losing what is written meanwhile."""
+    before = os.dup(2)
+    os.dup2(fd, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
 @pytest.fixture
 def _log_as_before() -> Iterator[None]:
     root = logging.getLogger()
@@ -370,20 +383,18 @@ def _log_as_before() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_log_as_before")
-def test_a_whole_life_in_this_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_life_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is doubtful is said at the start and after a reload; a bug in a reload is not the end."""
     path, file = tmp_path / "s", tmp_path / "postern.toml"
     doubtful = BASE.replace("localhost:3000", "apps.example.com")
     text = f'listen = "unix:{path}"\n{doubtful}[[route]]\nname = "app"\nupstream = "http://127.0.0.1:9"\n'
     file.write_text(text)
     source = Source(file, {"POSTERN_LOG__FORMAT": "json"})
-    said = ""
+    log = tmp_path / "stderr"
 
     def until(what: str, times: int) -> None:
-        nonlocal said
         deadline = time.monotonic() + 30
-        while said.count(what) < times and time.monotonic() < deadline:
-            said += capfd.readouterr().err
+        while log.read_text().count(what) < times and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def from_outside() -> None:
@@ -396,10 +407,12 @@ def test_a_whole_life_in_this_process(tmp_path: Path, capfd: pytest.CaptureFixtu
         os.kill(os.getpid(), signal.SIGTERM)
 
     outside = threading.Thread(target=from_outside)
-    outside.start()
-    lifecycle.run(source.read(), source)
-    outside.join()
-    said += capfd.readouterr().err
+    with log.open("a", buffering=1) as stderr, _as_standard_error(stderr.fileno()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        outside.start()
+        lifecycle.run(source.read(), source)
+        outside.join()
+    said = log.read_text()
     assert said.count("public_url is plain http") == 2
     assert "RuntimeError: a bug" in said
     assert "settings not taken: they cannot be taken by what is running" in said
