@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any, Self
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.processes import free_port
 from tests.relay_world import Client, Upstream
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,11 +49,6 @@ async def serving(upstream: Upstream) -> AsyncIterator[Upstream]:
         yield upstream
     finally:
         await upstream.stop()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @dataclass(slots=True)

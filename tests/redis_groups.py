@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import redis
 
-from tests.redis_server import RedisServer, free_port
+from tests.e2e.processes import free_port
+from tests.redis_server import RedisServer
 
 PATIENCE = 30.0
 NODE_TIMEOUT_MS = 1000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from typing import Any, Self
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.e2e.processes import free_port
 
 READY_SECONDS = 15.0
 
@@ -129,9 +130,3 @@ def redis_server(*options: str, scheme: str = "redis", user: str = "", url_query
     """Run a redis-server for the length of a `with` block or a fixture."""
     with RedisServer(*options, scheme=scheme, user=user, url_query=url_query) as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -27,6 +27,7 @@ from proxy.cli import main
 from proxy.logto_command import VARIABLES
 from proxy.logto_setup import _SECRET_QUERY, Extras, settings_before, wanted_for, write_config
 from proxy.settings import Settings, load
+from tests.e2e.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -116,12 +117,6 @@ def parses(command: list[str]) -> click.Context:
 def health_command() -> list[str]:
     command = json.loads(only("HEALTHCHECK").split("CMD", 1)[1])
     return [sys.executable, *command[1:]]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from proxy.headers import FAMILIES, fold
 from proxy.http1 import RequestHead
 from proxy.request import Request
 from tests.corpus.reading import FILES, Case, cases
+from tests.e2e.processes import free_port
 from tests.relay_world import World, relay_world, run
 
 ROUTES = """
@@ -268,8 +269,7 @@ class Nginx(Server):
 
 @contextmanager
 def nginx(folder: Path) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     names = sorted(IDENTITY | {"x-forwarded-for", "x-forwarded-host", "x-request-id"})
     fields = ",".join(f'"{name}":"$http_{name.replace("-", "_")}"' for name in names)
     user = "user root root;" if os.getuid() == 0 else ""  # else nobody: who may not look into this folder

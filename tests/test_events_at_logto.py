@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from proxy.sandbox.run import RunningLogto, running_logto
 from proxy.sandbox.visitor import LostError, visit
 from proxy.serve import serve
 from proxy.settings import load
+from tests.e2e.processes import free_port
 from tests.logto_stand import Stand
 
 ADA, MAX = "ada000000001", "max000000002"
@@ -77,12 +77,6 @@ class World:
     async def session_of(self, sub: str) -> str:
         found = (await self.api.one(f"users/{sub}/sessions"))["sessions"]
         return str(found[-1]["payload"]["uid"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,8 @@ import pytest
 from proxy import lifecycle
 from proxy.reloading import Source
 from tests.certificates import Authority
-from tests.life_world import BASE, GET, NOTHING, ROOT, Load, free_port, life, metrics
+from tests.e2e.processes import free_port
+from tests.life_world import BASE, GET, NOTHING, ROOT, Load, life, metrics
 from tests.relay_world import Upstream, run
 
 

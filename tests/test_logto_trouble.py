@@ -28,8 +28,8 @@ from proxy.sandbox.run import RunningLogto, running_logto
 from proxy.sandbox.visitor import visit
 from proxy.serve import serve
 from proxy.settings import load
+from tests.e2e.processes import free_port
 from tests.relay_world import Upstream
-from tests.test_events_at_logto import free_port
 
 ADA, MAX = "ada000000001", "max000000002"
 PAGE = {"accept": "text/html"}

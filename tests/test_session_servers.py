@@ -23,8 +23,9 @@ from proxy.errors import StoreUnavailable
 from proxy.session import Miss, Session
 from proxy.session_cluster import Cluster
 from proxy.session_servers import OneServer, Reach, SentinelServer, all_of, open_servers
+from tests.e2e.processes import free_port
 from tests.redis_groups import SentinelSet, sentinel_set, text
-from tests.redis_server import RedisServer, free_port, redis_server
+from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import Load, hears, known, sign_in, store_at, until, workers
 
 PROMISED_SECONDS = Reach().patience + 3

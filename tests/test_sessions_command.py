@@ -15,7 +15,8 @@ from proxy.cli import main
 from proxy.sealing import KeyRing
 from proxy.session import Session
 from proxy.sessions_command import _span
-from tests.redis_server import RedisServer, free_port, redis_server
+from tests.e2e.processes import free_port
+from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import TOKENS, known, store_at, until, workers
 
 SECRET = "s" * 40

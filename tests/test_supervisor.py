@@ -17,7 +17,8 @@ from proxy.errors import CannotServe
 from proxy.listening import bind
 from proxy.settings import Listen, Settings
 from proxy.supervisor import Supervisor, pause_after
-from tests.life_world import GET, Life, Load, free_port, life, metrics
+from tests.e2e.processes import free_port
+from tests.life_world import GET, Life, Load, life, metrics
 from tests.redis_server import RedisServer
 from tests.relay_world import Upstream, run, settings_for
 

@@ -53,12 +53,13 @@ def free_port(count: int = 1) -> int:
     between this moment and the server's own bind.
     """
     for _ in range(200):
-        port = random.randint(20_000, 32_000)
+        port = _PORTS.randint(20_000, 32_000)
         if all(_can_bind(*loopback, port + more) for loopback in _LOOPBACKS for more in range(count)):
             return port
     raise NeverHappened("no free loopback port")
 
 
+_PORTS = random.SystemRandom()  # Hypothesis gives every example the same numbers of the ordinary one
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
