@@ -11,12 +11,10 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
-
-import uvloop
 
 from proxy import cookies
 from proxy.accesslog import AccessLog
@@ -24,16 +22,11 @@ from proxy.claims import Grant, Identity, Tokens
 from proxy.serve import Gateway, Server, build, make_server
 from proxy.session import SessionStore
 from proxy.settings import Settings, load
+from tests.loops import run as run  # noqa: PLC0414 -- found where worlds are: every test runs in one
 
 T = TypeVar("T")
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-PATIENCE = 10.0  # seconds; no test waits that long unless it fails
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine on the event loop that the gateway runs on."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(work, 60))
+PATIENCE = 30.0  # seconds; no test waits that long unless it fails
 
 
 class Upstream:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 
 from proxy import dialing
 from proxy.dialing import Address, Dialer, first_of, interleaved
+from tests.loops import run
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds
@@ -43,12 +43,6 @@ class Loop(asyncio.SelectorEventLoop):
         return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in answer]
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """On the loop that the gateway runs on."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(work, PATIENCE))
-
-
 def resolving(work: Coroutine[Any, Any, T], *answers: list[Address] | OSError) -> tuple[T, Loop]:
     """On a loop whose resolver gives `answers`, the last one again and again."""
     loops: list[Loop] = []
@@ -58,8 +52,7 @@ def resolving(work: Coroutine[Any, Any, T], *answers: list[Address] | OSError) -
         loops[0].script = list(answers)
         return loops[0]
 
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(asyncio.wait_for(work, PATIENCE)), loops[0]
+    return run(work, within=PATIENCE, loop=factory), loops[0]
 
 
 def address(of: socket.socket) -> Address:

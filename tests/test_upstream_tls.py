@@ -7,19 +7,19 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.pool import Pool
 from proxy.upstream_settings import Server, UpstreamTls
 from proxy.upstream_tls import ClientTls, reason_of
 from tests.certificates import Authority
+from tests.loops import run
 
 T = TypeVar("T")
 
@@ -27,11 +27,6 @@ T = TypeVar("T")
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(work, 20))
 
 
 def table(**values: Any) -> UpstreamTls:

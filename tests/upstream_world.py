@@ -6,28 +6,21 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
-
-import uvloop
 
 from proxy.errors import UpstreamFailed
 from proxy.http1 import Fields, ResponseHead
 from proxy.pool import Pool
 from proxy.upstream import UpstreamConnection
 from proxy.upstream_settings import Server
+from tests.loops import run as run  # noqa: PLC0414 -- found where worlds are: every test runs in one
 
 T = TypeVar("T")
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-PATIENCE = 10.0  # seconds; no test waits that long unless it fails
+PATIENCE = 30.0  # seconds; no test waits that long unless it fails
 REQUEST = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a test's coroutine on the event loop that the gateway runs on."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(work, 30))
 
 
 async def until(true: Callable[[], bool]) -> None:
