@@ -11,6 +11,7 @@ import jwt
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .hooks import trusted
 from .logto_authorize import is_secure, set_session_cookie
 from .logto_pages import base_url, notice, page
 from .oauth import OidcError, body_pairs, redirect, single, token, with_query
@@ -137,7 +138,7 @@ async def _announce(state: SandboxState, session: Session, authorization: Author
     claims |= {"aud": state.config.client_id, "exp": now + 120, "iat": now, "iss": state.config.issuer}
     form = {"logout_token": state.keys.sign(claims, typ="logout+jwt")}
     try:
-        async with httpx2.AsyncClient(timeout=_BACKCHANNEL_TIMEOUT, trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=_BACKCHANNEL_TIMEOUT, trust_env=False, verify=trusted()) as client:
             await client.post(uri, data=form, headers={"user-agent": ""})
     except httpx2.HTTPError as error:
         _LOGGER.info("back-channel logout was not delivered: %s", type(error).__name__)
