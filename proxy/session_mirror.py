@@ -48,6 +48,10 @@ class Mirror:
         self._read_again = read_again
         self._resumed = resumed
         self._trackers: dict[Server, asyncio.Task[None]] = {}
+        self._dismissed: set[asyncio.Task[None]] = (
+            set()
+        )  # trackers of servers that hold nothing any more, on their way out
+        self._closed = False
         self._to_read: dict[str, str | None] = {}  # session id -> cookie, where that is known
         self._reader: asyncio.Task[None] | None = None
         servers.on_change = self._follow_masters
@@ -60,7 +64,9 @@ class Mirror:
     async def close(self) -> None:
         """Stop."""
         self._servers.on_change = lambda: None
-        tasks = [*self._trackers.values(), *([self._reader] if self._reader is not None else [])]
+        # First of all: a tracker that is called off says that reports have ceased, which must not have everything read again.
+        self._closed = True
+        tasks = [*self._trackers.values(), *self._dismissed, *([self._reader] if self._reader is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -72,7 +78,10 @@ class Mirror:
     def _follow_masters(self) -> None:
         masters = self._servers.masters()
         for server in [server for server in self._trackers if server not in masters]:
-            self._trackers.pop(server).cancel()
+            task = self._trackers.pop(server)
+            task.cancel()
+            self._dismissed.add(task)
+            task.add_done_callback(self._dismissed.discard)
         for server in masters:
             if server not in self._trackers:
                 self._trackers[server] = asyncio.get_running_loop().create_task(self._tracker(server).run())
@@ -118,6 +127,8 @@ class Mirror:
             self._later(session.id, entry.cookie if entry is not None else None)
 
     def _later(self, session_id: str, cookie: str | None) -> None:
+        if self._closed:
+            return
         self._to_read[session_id] = cookie or self._to_read.get(session_id)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read_all())

@@ -13,9 +13,10 @@ raises, asyncio's TimeoutError and OSError; the store translates.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -66,6 +67,7 @@ class Server:
         self._redis: Redis = Redis.from_pool(pool)
         # Questions wait for a connection here rather than fail, in order, each with its own deadline.
         self._free = asyncio.Semaphore(limit)
+        self._closed = False
 
     @property
     def line(self) -> Line | None:
@@ -74,7 +76,7 @@ class Server:
 
     async def ask(self, *command: Any) -> Any:
         """Run one command."""
-        async with self._free:
+        async with self._turn():
             try:
                 return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py's
             except ReadOnlyError:
@@ -84,7 +86,7 @@ class Server:
 
     async def ask_each(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
         """Run several commands in one go; an answer that is an exception has not been raised."""
-        async with self._free, self._redis.pipeline(transaction=transaction) as pipeline:
+        async with self._turn(), self._redis.pipeline(transaction=transaction) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
@@ -108,7 +110,17 @@ class Server:
 
     async def close(self) -> None:
         """Let go of all connections."""
+        self._closed = True
         await self._redis.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._free:
+            try:
+                yield
+            finally:
+                if self._closed:  # under a question, whose second try made a new connection
+                    await self._redis.aclose()
 
 
 class Servers(ABC):

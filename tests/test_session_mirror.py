@@ -373,3 +373,21 @@ def test_start_while_redis_is_down_and_up_later(own_server: RedisServer) -> None
         assert GRANT.tokens == TOKENS
 
     asyncio.run(conversation())
+
+
+def test_a_store_that_is_closed_lets_go_of_every_connection(own_server: RedisServer) -> None:
+    """Its end is no loss of reports, which would have it read again whatever it holds."""
+
+    def connections() -> int:
+        return bytes(own_server.do("CLIENT", "LIST")).count(b" name=postern")
+
+    async def conversation() -> None:
+        async with workers(own_server.url, 1) as (store,):
+            for _ in range(5):
+                _, cookie = await sign_in(store)
+                await known(store, cookie)
+            assert connections() > 1
+        await asyncio.sleep(0)
+        await until(lambda: connections() == 0)
+
+    asyncio.run(conversation())

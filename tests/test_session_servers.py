@@ -390,3 +390,21 @@ def test_a_replica_takes_no_writes_and_is_left() -> None:
             await store.close()
 
         asyncio.run(conversation())
+
+
+def test_a_question_that_is_tried_again_at_the_end_leaves_no_connection() -> None:
+    def clients() -> bytes:
+        return bytes(own_server.do("CLIENT", "LIST"))
+
+    async def conversation() -> None:
+        servers = open_servers(own_server.url, Reach())
+        server = servers.masters()[0]
+        await server.ask("PING")
+        asking = asyncio.create_task(server.ask("BLPOP", "nothing", "1"))
+        await until(lambda: b"cmd=blpop" in clients())
+        await servers.close()  # redis-py takes the connection from under the question, and makes another for it
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: b" name=postern" not in clients())
+
+    with redis_server() as own_server:
+        asyncio.run(conversation())
