@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from proxy import cookies
 from proxy.answers import Answers, account_fact, call_of, json_response, locale_of
 from proxy.gate import Gate
-from proxy.pages import Action, Fact, Pages, Place
+from proxy.pages import Action, Fact, Pages, Place, SignedIn
 from proxy.policy import RequestFacts
 from proxy.session import Session, SessionStore, cookie_name
 from proxy.settings import Settings
@@ -32,6 +32,10 @@ class Visit:
 
     def __repr__(self) -> str:
         return f"Visit({self.session.id})"  # never the cookie
+
+
+# Somebody's sessions for the page: rows, what ends all but the first, whether there are more; see `own_sessions.OwnSessions`.
+Listed = Callable[[Visit, Locale], Awaitable[tuple[list[SignedIn], Action | None, bool]]]
 
 
 class Visits:
@@ -65,6 +69,7 @@ class Account:
         visits: Visits,
         pages: Pages,
         answers: Answers,
+        sessions: Listed,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -74,6 +79,7 @@ class Account:
         self._visits = visits
         self._pages = pages
         self._answers = answers
+        self._sessions = sessions
         self._clock = clock
 
     async def home(self, request: Request) -> Response:
@@ -83,12 +89,16 @@ class Account:
         if visit is None:
             sign_in = Action("action.sign_in", self._answers.sign_in_url(self._here))
             return self._pages.render("guest", locale=locale, request_id=call.request_id, actions=[sign_in])
+        sessions, end_others, more = await self._sessions(visit, locale)
         return self._pages.render(
             "home",
             locale=locale,
             request_id=call.request_id,
             facts=list(_facts(visit.session, locale)),
             places=list(self._places(visit.session, call.client)),
+            sessions=sessions,
+            end_others=end_others,
+            more_sessions=more,
             actions=[
                 Action("action.sign_out", f"{self._answers.prefix}/sign-out", post=True),
                 Action("action.switch", self._answers.sign_in_url(self._here, switch=True)),

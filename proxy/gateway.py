@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 from starlette.applications import Starlette
@@ -31,6 +31,7 @@ from proxy.errors import PosternError, StoreUnavailable
 from proxy.gate import Gate, Kind
 from proxy.identity import RelyingParty
 from proxy.notices import Notices
+from proxy.own_sessions import OwnSessions
 from proxy.pages import Pages
 from proxy.redirects import ReturnPaths
 from proxy.session import SessionStore
@@ -65,7 +66,8 @@ def create_app(
     parts = (settings, store, relying_party, visits, pages, answers, returns, revocations)
     sign_in = SignIn(*parts, Counter() if sign_ins is None else sign_ins, gate.organization_at)
     sign_out = SignOut(*parts)
-    account = Account(settings, gate, visits, pages, answers)
+    sessions = OwnSessions(settings, store, visits, answers)
+    account = Account(settings, gate, visits, pages, answers, sessions.listed)
     notices = Notices(settings, store, relying_party)
     health = Health(store, relying_party)
     own: dict[str, Callable[[Request], object]] = {
@@ -85,24 +87,33 @@ def create_app(
         for path, endpoint in own.items()
     ]
 
-    posted = {"/backchannel-logout": notices.backchannel_logout, "/hooks/logto": notices.webhook}
+    posted = {
+        "/sessions/end-others": sessions.end_others,
+        "/sessions/{id}/end": sessions.end,
+        "/backchannel-logout": notices.backchannel_logout,
+        "/hooks/logto": notices.webhook,
+    }
     routes += [Route(settings.prefix + path, endpoint, methods=["POST"]) for path, endpoint in posted.items()]
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await revocations.drain(_DRAIN_SECONDS)
 
     app = Starlette(
         routes=routes,
         middleware=[Middleware(_Frame, answers=answers, sign_in=sign_in)],
         exception_handlers={HTTPException: _Unrouted(answers)},
-        lifespan=lifespan,
+        lifespan=_lifespan_with(revocations),
     )
     app.router.redirect_slashes = False  # an unknown path is a 404, and nothing else is learnt from it
     app.state.health = health
     app.state.revocations = revocations
     return app
+
+
+def _lifespan_with(revocations: Revocations) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await revocations.drain(_DRAIN_SECONDS)
+
+    return lifespan
 
 
 class Health:

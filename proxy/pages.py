@@ -72,6 +72,21 @@ class Place:
             _require_link(self.url)
 
 
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """One of a person's sessions: `since` and `seen` as minutes of UTC; `end`: where a POST ends it, None for this very one."""
+
+    browser: str
+    address: str
+    since: str
+    seen: str
+    end: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.end is not None:
+            _require_link(self.end)
+
+
 class Pages:
     """Renders pages for one site.
 
@@ -114,12 +129,17 @@ class Pages:
         actions: Sequence[Action] = (),
         facts: Sequence[Fact] = (),
         places: Sequence[Place] = (),
+        sessions: Sequence[SignedIn] = (),
+        end_others: Action | None = None,
+        more_sessions: bool = False,
         refresh: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> HTMLResponse:
         """Render the page `page` (the stem of its keys in texts.py); the first of its actions is the main one.
 
-        `refresh` is a URL that the browser goes on to by itself. KeyError for a page without texts.
+        `sessions` are listed on the page "home", with `end_others` to end all but the first, and a word on those that are not
+        listed if there are `more_sessions`. `refresh` is a URL that the browser goes on to by itself. KeyError for a page
+        without texts.
         """
         if refresh is not None:
             _require_link(refresh)
@@ -133,6 +153,9 @@ class Pages:
             actions=actions,
             facts=facts,
             places=places,
+            sessions=sessions,
+            end_others=end_others,
+            more_sessions=more_sessions,
             refresh=refresh,
         )
         has_form = any(action.post for action in actions)

@@ -7,6 +7,7 @@ and the cookie.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
@@ -173,8 +174,8 @@ class MemoryStore(SessionStore):
         return sum([await self.end(session_id, why, leave_tokens=leave_tokens) for session_id in ids])
 
     @override
-    async def end_user(self, sub: str, why: str = "ended") -> int:
-        return await self.end_each([session.id for session in await self.of_user(sub)], why)
+    async def end_user(self, sub: str, why: str = "ended", *, spare: str | None = None) -> int:
+        return await self.end_each([session.id for session in await self.of_user(sub) if session.id != spare], why)
 
     @override
     async def end_sid(self, sid: str, why: str = "ended") -> int:
@@ -186,8 +187,8 @@ class MemoryStore(SessionStore):
         return kept.session if kept is not None and self.alive(kept.session) else None
 
     @override
-    async def of_user(self, sub: str) -> list[Session]:
-        return self._on_index("sub", sub)
+    async def of_user(self, sub: str, most: int | None = None) -> list[Session]:
+        return self._on_index("sub", sub, most)
 
     @override
     async def of_sid(self, sid: str) -> list[Session]:
@@ -265,8 +266,9 @@ class MemoryStore(SessionStore):
         session.seen_at = max(session.seen_at, now)
         return kept
 
-    def _on_index(self, kind: str, value: str) -> list[Session]:
-        sessions = [kept.session for kept in self._indexes.get((kind, value), {}).values() if self.alive(kept.session)]
+    def _on_index(self, kind: str, value: str, most: int | None = None) -> list[Session]:
+        kept = reversed(self._indexes.get((kind, value), {}).values())
+        sessions = [it.session for it in itertools.islice(kept, most) if self.alive(it.session)]
         return sorted(sessions, key=lambda session: -session.seen_at)
 
     def _unindex(self, session: Session) -> None:

@@ -4,7 +4,7 @@
   was last seen), `f` (since when renewals fail), `r` (from when on to renew, whatever `s` says). Of one that was ended `x` (why)
   may be left, and `t` while it is to be revoked.
 - `postern:u:<hash of sub>` and `postern:l:<hash of Logto's sid>`, sorted sets of ids by their absolute ends.
-- `postern:once:…` and `postern:lock:…`, claims.
+- `postern:once:…` and `postern:lock:…`, claims; `postern:word:…`, what workers leave for each other.
 
 Every key has a TTL. Each script touches one key, so that all of this works on a Cluster, and each may run twice without
 harm, because a connection that breaks between command and answer makes the client send it again. What changes a session
@@ -192,16 +192,19 @@ class Records:
         """Take sessions off indexes: pairs of key and id."""
         await self._each([(key, ("ZREM", key, it)) for key, it in pairs])
 
-    async def indexed(self, key: str) -> list[tuple[str, float]]:
-        """All sessions noted under `key`, with their absolute ends; in pages, so that no other client waits long."""
+    async def indexed(self, key: str, most: int | None = None) -> list[tuple[str, float]]:
+        """The sessions noted under `key`, with their absolute ends, the last first: all, or up to `most`.
+
+        In pages, so that no other client waits long.
+        """
         found: list[tuple[str, float]] = []
         while True:
-            last = len(found) + _INDEX_PAGE - 1
+            last = len(found) + _INDEX_PAGE if most is None else min(len(found) + _INDEX_PAGE, most)
             async with self.asking():
-                page, _ = await self.servers.ask(key, "ZRANGE", key, len(found), last, "WITHSCORES")
+                page, _ = await self.servers.ask(key, "ZREVRANGE", key, len(found), last - 1, "WITHSCORES")
             pairs = _pairs(page)
             found += [(member.decode("ascii", "replace"), float(score) / 1000) for member, score in pairs]
-            if len(pairs) < _INDEX_PAGE:
+            if len(pairs) < _INDEX_PAGE or len(found) == most:
                 return found
 
     async def scan(self) -> AsyncIterator[list[str]]:

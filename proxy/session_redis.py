@@ -325,8 +325,8 @@ class RedisStore(SessionStore):
         return self._decode(session_id, record)
 
     @override
-    async def of_user(self, sub: str) -> list[Session]:
-        return await self._on_index(user_index(sub))
+    async def of_user(self, sub: str, most: int | None = None) -> list[Session]:
+        return await self._on_index(user_index(sub), most)
 
     @override
     async def of_sid(self, sid: str) -> list[Session]:
@@ -347,15 +347,15 @@ class RedisStore(SessionStore):
         return sum([await self._end(batch, why, leave_tokens=leave_tokens) for batch in batches])
 
     @override
-    async def end_user(self, sub: str, why: str = "ended") -> int:
-        return await self._end_on_index(user_index(sub), why)
+    async def end_user(self, sub: str, why: str = "ended", *, spare: str | None = None) -> int:
+        return await self._end_on_index(user_index(sub), why, spare)
 
     @override
     async def end_sid(self, sid: str, why: str = "ended") -> int:
         return await self._end_on_index(sid_index(sid), why)
 
-    async def _end_on_index(self, key: str, why: str) -> int:
-        ids, count = [session_id for session_id, _ in await self._records.indexed(key)], 0
+    async def _end_on_index(self, key: str, why: str, spare: str | None = None) -> int:
+        ids, count = [it for it, _ in await self._records.indexed(key) if it != spare], 0
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
             records = await self._records.read_each(batch)
@@ -364,8 +364,8 @@ class RedisStore(SessionStore):
             count += await self._end(there, why, leave_tokens=True)
         return count
 
-    async def _on_index(self, key: str) -> list[Session]:
-        ends = dict(await self._records.indexed(key))
+    async def _on_index(self, key: str, most: int | None = None) -> list[Session]:
+        ends = dict(await self._records.indexed(key, most))
         ids, found = list(ends), list[Session]()
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]

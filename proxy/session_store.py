@@ -116,8 +116,8 @@ class SessionStore(ABC):
         """End several sessions; returns how many of them there were."""
 
     @abstractmethod
-    async def end_user(self, sub: str, why: str = "ended") -> int:
-        """End every session of a person; returns how many there were."""
+    async def end_user(self, sub: str, why: str = "ended", *, spare: str | None = None) -> int:
+        """End every session of a person, but the one whose id is `spare`; returns how many there were."""
 
     @abstractmethod
     async def end_sid(self, sid: str, why: str = "ended") -> int:
@@ -128,8 +128,8 @@ class SessionStore(ABC):
         """The session with that id, for whoever is not its holder but runs the gateway."""
 
     @abstractmethod
-    async def of_user(self, sub: str) -> list[Session]:
-        """All sessions of a person, the one used last first."""
+    async def of_user(self, sub: str, most: int | None = None) -> list[Session]:
+        """All sessions of a person, or those that began last, up to `most`; the one used last first."""
 
     @abstractmethod
     async def of_sid(self, sid: str) -> list[Session]:

@@ -24,6 +24,7 @@ from proxy.claims import Tokens
 from proxy.errors import LogtoRefused, LogtoUnavailable
 from proxy.identity import RelyingParty
 from proxy.pages import Action, Pages
+from proxy.provenance import from_own_page
 from proxy.redirects import ReturnPaths
 from proxy.session import SessionStore, clear_cookie_header
 from proxy.settings import Settings
@@ -84,7 +85,7 @@ class SignOut:
     async def sign_out(self, request: Request) -> Response:
         """GET asks, POST does."""
         return_to = self._returns.safe(given) if (given := request.query_params.get("return_to")) else None
-        if request.method == "POST" and not self.from_own_page(request):
+        if request.method == "POST" and not from_own_page(request, self._settings.public_url):
             return self._answers.answer(
                 request,
                 "sign_out_refused",
@@ -129,20 +130,6 @@ class SignOut:
                 Action("action.stay", return_to or self._answers.prefix + "/"),
             ],
         )
-
-    def from_own_page(self, request: Request) -> bool:
-        """Whether the browser vouches that a page of this very origin, or the person directly, sent `request`.
-
-        Sec-Fetch-Site cannot be set by a page. `same-site` is not enough: an app on a sibling host is not the gateway, and
-        the person has not seen the button. Without it (plain http, old browsers) the Origin of the POST must be ours.
-        Neither: no browser that can be protected, refuse.
-        """
-        site = request.headers.get("sec-fetch-site")
-        if site is not None:
-            return site in ("same-origin", "none")
-        origin = request.headers.get("origin", "").lower()
-        call = call_of(request)
-        return origin in (self._settings.public_url.lower(), f"{call.scheme}://{call.host}".lower())
 
     async def _end(self, request: Request, visit: Visit, return_to: str | None) -> Response:
         tokens = await self._store.tokens(visit.cookie)

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from starlette.responses import HTMLResponse
 
-from proxy.pages import Action, Fact, Pages, Place
+from proxy.pages import Action, Fact, Pages, Place, SignedIn
 from proxy.texts import LOCALES, TEXTS, Locale, text
 
 PAGES = Pages("apps.example.com", ("https://auth.example.com",))
@@ -83,6 +83,12 @@ def full(page: str, locale: Locale = "en", value: str = "value") -> HTMLResponse
         ],
         facts=[Fact("label.account", value, value), Fact("label.page", value)],
         places=[Place(value, value, "https://apps.example.com/"), Place(value, value)],
+        sessions=[
+            SignedIn(value, value, value, value),
+            SignedIn(value, value, value, value, "/.postern/sessions/x/end"),
+        ],
+        end_others=Action("action.end_others", "/.postern/sessions/end-others", post=True),
+        more_sessions=True,
     )
 
 

@@ -131,7 +131,8 @@ def test_an_index_forgets_what_has_expired_and_goes_with_the_last(server: RedisS
         key = user_index("ada")
         await records.index(key, ID, 200.0, 100.0)
         await records.index(key, OTHER, 400.0, 100.0)
-        assert await records.indexed(key) == [(ID, 200.0), (OTHER, 400.0)]
+        assert await records.indexed(key) == [(OTHER, 400.0), (ID, 200.0)]
+        assert await records.indexed(key, 1) == [(OTHER, 400.0)]
         assert 200_000 < server.do("PTTL", key) <= 300_000
         await records.index(key, OTHER, 400.0, 300.0)
         assert await records.indexed(key) == [(OTHER, 400.0)]
@@ -147,7 +148,8 @@ def test_more_than_fits_in_one_batch_or_page(server: RedisServer) -> None:
         key = sid_index("logto-sid")
         for it in ids:
             await records.index(key, it, 1000.0, 100.0)
-        assert [it for it, _ in await records.indexed(key)] == ids
+        assert [it for it, _ in await records.indexed(key)] == ids[::-1]
+        assert [it for it, _ in await records.indexed(key, 2 * BATCH + 1)] == ids[: -2 * BATCH - 2 : -1]
         await begin(records, ids[0])
         await begin(records, ids[-1])
         found = await records.read_each(ids)
