@@ -38,6 +38,13 @@ class RateLimits:
         else:
             self._left.pop(bucket, None)
 
+    def hold(self, path: str | None, seconds: float, now: float) -> None:
+        """Let nobody ask for `path`, or for anything (None), for so many seconds more: somebody else was told to wait."""
+        if path is None:
+            self._global_until = max(self._global_until, now + min(seconds, _LONGEST))
+        else:
+            self._left[self._buckets.get(path, path)] = (0, now + min(seconds, _LONGEST))
+
     def learn(self, path: str, status: int, headers: Mapping[str, str], now: float) -> None:
         """Take in an answer to a request for `path`; `headers` with names in lower case."""
         if len(self._left) >= _REMEMBERED or len(self._buckets) >= _REMEMBERED:

@@ -26,6 +26,7 @@ from proxy.forwarding import Forwarding
 from proxy.gate import Gate
 from proxy.gateway import create_app
 from proxy.headers import RouteHeaders
+from proxy.hearsay import Hearsay
 from proxy.http1 import HeadLimits, RequestHead
 from proxy.identity import RelyingParty
 from proxy.listening import Turn, server_tls
@@ -211,7 +212,7 @@ def _front(
     else:
         relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
-    discord = _discord(settings, routes, old)
+    discord = _discord(settings, routes, store, keyring, old)
     gate = Gate(settings, routes, store, discord)
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
     app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns, sign_ins)
@@ -231,7 +232,9 @@ def _front(
     return Front(settings, relying_party, gate, app, plan, tls, discord)
 
 
-def _discord(settings: Settings, routes: RouteTable, old: Front | None) -> Discord | None:
+def _discord(
+    settings: Settings, routes: RouteTable, store: SessionStore, keyring: KeyRing, old: Front | None
+) -> Discord | None:
     """Who knows the members of guilds: whoever did before, where nothing about it has changed."""
     if settings.discord is None:
         return None
@@ -240,7 +243,8 @@ def _discord(settings: Settings, routes: RouteTable, old: Front | None) -> Disco
         before = frozenset(guild for route in old.gate.routes.routes for guild in route.policy.owned)
         if before == owned:
             return old.discord
-    return Discord(settings.discord, owned)
+    hearsay = Hearsay(store.board, keyring, settings.discord, owned) if store.board is not None else None
+    return Discord(settings.discord, owned, hearsay)
 
 
 def _asked_of_logto(settings: Settings) -> tuple[object, ...]:

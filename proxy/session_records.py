@@ -40,6 +40,7 @@ _INDEX_PAGE: Final = 500
 _FIELDS: Final = ("s", "n", "f", "x", "r", "t")
 _ONCE: Final = "postern:once:"
 _LOCK: Final = "postern:lock:"
+_WORD: Final = "postern:word:"
 _log = logging.getLogger("postern.session")
 
 _CREATE: Final = """
@@ -103,6 +104,11 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 _RELEASE: Final = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
+"""
+# Both at once: what has been replaced between two questions would be given the other's time.
+_RECALL: Final = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' then return false end
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 """
 
 
@@ -249,6 +255,19 @@ class Records:
             # own mark: then this caller is the first after all.
             found, _ = await self.servers.ask(key, "GET", key)
             return mark if found == mark.encode() else None
+
+    # -- words between workers
+
+    async def remember(self, name: str, value: bytes, ttl: float) -> None:
+        """Leave `value` under `name` for `ttl`."""
+        key = _WORD + name
+        async with self.asking():
+            await self.servers.ask(key, "SET", key, value, "PX", _ms(ttl))
+
+    async def recall(self, name: str) -> tuple[bytes, float] | None:
+        """What was left under `name`, and for how much longer it is there."""
+        found = await self._script(_RECALL, _WORD + name)
+        return (found[0], max(0, found[1]) / 1000) if isinstance(found, list) else None
 
     # -- asking
 

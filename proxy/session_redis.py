@@ -67,7 +67,7 @@ class RedisStore(SessionStore):
         self._chores = Chores()
         self._try_at = 0.0
         self._unended: dict[str, tuple[str, bool]] = {}  # ended here, not yet in Redis: id -> (why, leave tokens)
-        self._records = Records(open_servers(url, reach), reach)
+        self._records = self.board = Records(open_servers(url, reach), reach)
         self._cache = SessionCache(
             entries=bounds.cache_entries, size=bounds.cache_bytes, clock=clock, attend=self._attend
         )

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from proxy.claims import Grant, Tokens
 from proxy.session_cache import Miss
@@ -35,6 +35,22 @@ class Bounds:
     outage_grace: float = 0.0  # sessions known to this worker, while the store is away
 
 
+class Board(Protocol):
+    """A place for short words between workers. Raises StoreUnavailable, and nothing else for the store's sake."""
+
+    async def remember(self, name: str, value: bytes, ttl: float) -> None:
+        """Leave `value` under `name` for `ttl` seconds."""
+
+    async def recall(self, name: str) -> tuple[bytes, float] | None:
+        """What was left under `name`, and for how many seconds it is still there."""
+
+    async def claim(self, name: str, ttl: float) -> str | None:
+        """As `SessionStore.claim`."""
+
+    async def release(self, name: str, mark: str) -> None:
+        """As `SessionStore.release`."""
+
+
 class SessionStore(ABC):
     """Where sessions are. Cookie values go in as they came from the browser: whatever is no session gives None.
 
@@ -49,6 +65,8 @@ class SessionStore(ABC):
         self._bounds = bounds
         # For sessions that must not wait: set by whoever can renew their tokens.
         self.renewer: Callable[[str, Session], Awaitable[Session | None]] | None = None
+        # Where workers leave word for each other, in a store that they share.
+        self.board: Board | None = None
         self._on_end: list[Callable[[str], None]] = []
         self._on_due: list[Callable[[str, Session], None]] = []
         self._on_leftover: list[Callable[[Tokens], None]] = []

@@ -94,6 +94,16 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(limits._buckets) <= 1024
 
 
+def test_what_others_were_told_holds_as_well() -> None:
+    limits = RateLimits()
+    limits.hold("p", 3, 100)
+    assert (limits.wait("p", 101), limits.wait("q", 101)) == (2, 0)
+    limits.hold(None, 1e9, 100)
+    assert limits.wait("q", 101) == 3599, "nobody holds us back for longer, whatever they say"
+    limits.hold(None, 1, 100)
+    assert limits.wait("q", 101) == 3599
+
+
 @given(
     st.lists(
         st.tuples(

@@ -177,6 +177,23 @@ def test_a_claim_is_one_callers_until_it_is_given_back_or_lost(server: RedisServ
     talk(server.url, conversation)
 
 
+def test_a_word_is_there_for_everybody_until_its_time_is_up(server: RedisServer) -> None:
+    async def conversation(records: Records) -> None:
+        assert await records.recall("it") is None
+        await records.remember("it", b"first", 5.0)
+        await records.remember("it", b"\xff\x00", 60.0)
+        found = await records.recall("it")
+        assert found is not None
+        assert (found[0], 30 < found[1] <= 60) == (b"\xff\x00", True)
+        server.do("PEXPIRE", "postern:word:it", 1)
+        while await records.recall("it") is not None:
+            pass
+        server.do("LPUSH", "postern:word:it", "something else")
+        assert await records.recall("it") is None
+
+    talk(server.url, conversation)
+
+
 def test_every_key_has_an_end(server: RedisServer) -> None:
     async def conversation(records: Records) -> None:
         await begin(records)
