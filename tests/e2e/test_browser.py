@@ -141,6 +141,25 @@ def test_signing_out_in_one_tab_ends_what_is_live_in_another(demo: Gateway, some
     expect(live.locator("#sse-state")).not_to_have_text("connected")
 
 
+def test_ones_other_sessions_are_ended_from_the_page_about_oneself(demo: Gateway, someone: Open) -> None:
+    here, lost = someone().new_page(), someone().new_page()
+    here.goto(demo.url + "/.postern/sign-in")
+    _sign_in(here, "Max")
+    for button in ("End all others", re.compile("^End the session: Chrome on Linux, ")):
+        lost.goto(demo.url + "/")
+        _sign_in(lost, "Max")
+        expect(lost.locator("#ws-state")).to_have_text("connected")
+        here.goto(demo.url + "/.postern/")
+        expect(here.get_by_text("this one")).to_have_count(1)
+        here.get_by_role("button", name=button).click()
+        expect(lost.locator("#ws-state")).not_to_have_text("connected")
+        expect(here).to_have_url(demo.url + "/.postern/")
+        expect(here.get_by_role("button", name=re.compile("^End"))).to_have_count(0)
+        lost.context.clear_cookies()  # Logto knows the person there still, and would let them in again without a question
+        lost.goto(demo.url + "/")
+        expect(lost.get_by_role("link", name=re.compile("Max"))).to_be_visible()
+
+
 def test_a_name_in_any_script_is_shown_as_it_is(demo: Gateway, page: Page) -> None:
     page.goto(demo.url + "/")
     _sign_in(page, "汉字 é 😀")
