@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import chart, contenders, figures, machine, report, scenarios
+from bench import chart, contenders, figures, machine, report, revocation, scenarios, session_size
 from bench.figures import Sample
 from bench.goals import GOALS, Goal
 from bench.processes import Trouble, accepts, fleet, free_port
 from bench.profiling import read_stacks, table
 from bench.soak import ROOM, Look, growth
 from bench.world import HERE, ROOT, fill_in
+from tests.redis_server import redis_server
 
 
 def sample(contender: str, number: int, scenario: str = "small", **values: float) -> Sample:
@@ -235,3 +238,24 @@ def _crowd(port: int, path: str, commands: str, environ: dict[str, str], *header
     command = [sys.executable, "-m", "bench.crowd", str(port), path, "Host: localhost", *headers]
     done = subprocess.run(command, input=commands, env=environ, capture_output=True, text=True, check=True, timeout=60)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_how_long_an_ended_session_passes_is_told_with_its_worst() -> None:
+    lines = revocation.report([1.0, 2.0, 3.0, 40.0], 4).splitlines()
+    assert lines[-1] == "| 4 | 4 | 2.0 | 40.0 | 40.0 | 40.0 |"
+
+
+def test_what_sessions_cost_is_held_to_the_goals() -> None:
+    found = session_size.Found(100, 1800.0, 2500.0, 10, 0.1, 0.2, 3.0, 4.0)
+    assert "| so a million sessions need | 2.33 GiB |" in found.table()
+    assert found.good
+    assert not replace(found, all=4097.0).good
+    assert not replace(found, waited_ending=10.1).good
+
+
+def test_what_sessions_cost_is_measured_at_a_real_redis() -> None:
+    with redis_server() as server:
+        found = asyncio.run(session_size.measure(server.port, 30, 12))
+    assert (found.sessions, found.of_one) == (30, 12)
+    assert 1000 < found.key < session_size.GOAL_BYTES
+    assert min(found.all, found.listed, found.ended) > 0
