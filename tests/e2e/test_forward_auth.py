@@ -1,20 +1,29 @@
-"""The ready configurations of other proxies, in those proxies: sign-in, deep links, WebSockets, sign-out, and spoofing."""
+"""The ready configurations of other proxies, in those proxies: sign-in, deep links, WebSockets, sign-out, and spoofing.
+
+Apache cannot ask; it is held to the same in front of a gateway that relays.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.e2e.conftest import StartGateway, walk_in
+from tests.e2e.conftest import Gateway, StartGateway, walk_in
 from tests.e2e.person import Person
-from tests.e2e.processes import Processes, free_port, start_sandbox
+from tests.e2e.processes import POSTERN, Processes, free_port, start_sandbox
 
 CONFIG = Path(__file__).parents[2] / "config" / "forward-auth"
+DOCS = Path(__file__).parents[2] / "docs"
+APACHE_MODULES = Path("/usr/lib/apache2/modules")  # where Debian has them
 IDENTITY = ("user", "preferred-username", "email", "name", "groups", "discord-id")
 
 
@@ -23,14 +32,14 @@ class Front:
     """A proxy in front that asks the gateway, as browsers see it."""
 
     url: str
-    name: str
+    gateway: Gateway
 
     @property
     def live(self) -> str:
         return self.url.replace("http", "ws", 1) + "/live"
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
+@pytest.fixture(scope="module", params=["nginx", "caddy", "haproxy", "envoy", "apache"])
 def front(request: pytest.FixtureRequest, group: Processes, start_gateway: StartGateway) -> Front:
     name: str = request.param
     port, own, app = free_port(), free_port(), free_port()
@@ -53,6 +62,16 @@ def front(request: pytest.FixtureRequest, group: Processes, start_gateway: Start
         upstream = "http://127.0.0.1:{app}"
         allow = "everyone"
         [[route]]
+        name = "inside"
+        path = "/inside"
+        upstream = "http://127.0.0.1:{app}"
+        allow = [{{ networks = ["127.0.0.2/32"] }}]
+        [[route]]
+        name = "office"
+        path = "/office"
+        upstream = "http://127.0.0.1:{app}"
+        allow = [{{ networks = ["192.0.2.0/24"] }}]
+        [[route]]
         name = "rest"
         upstream = "http://127.0.0.1:{app}"
     """
@@ -61,13 +80,10 @@ def front(request: pytest.FixtureRequest, group: Processes, start_gateway: Start
         "POSTERN_TRUSTED_PROXIES": "127.0.0.1/32",
         "LOGTO_ENDPOINT": start_sandbox(group, url).url,
     }
-    start_gateway(f"behind-{name}", rules, port=own, env=env)
+    gateway = start_gateway(f"behind-{name}", rules, port=own, env=env)
     ports = {"127.0.0.1:3000": f"127.0.0.1:{own}", "127.0.0.1:8000": f"127.0.0.1:{app}", ":8080": f":{port}"}
-    if name == "nginx":
-        _start_nginx(group, port, ports)
-    else:
-        _start_caddy(group, ports)
-    front = Front(url, name)
+    STARTED[name](group, port, ports)
+    front = Front(url, gateway)
     with Person() as person:
         assert person.request("GET", url + "/status/200").status_code == 200
     return front
@@ -89,14 +105,64 @@ def _start_nginx(group: Processes, port: int, ports: dict[str, str]) -> None:
     group.start("nginx", ["nginx", "-e", "stderr", "-c", path]).ready(f"http://127.0.0.1:{port}/status/200")
 
 
-def _start_caddy(group: Processes, ports: dict[str, str]) -> None:
+def _start_caddy(group: Processes, port: int, ports: dict[str, str]) -> None:
     site = (CONFIG / "Caddyfile").read_text().replace("apps.example.com", "localhost")
     for written, meant in ports.items():
         site = site.replace(written, meant)
     path = group.directory / "Caddyfile"
     path.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + site)
-    url = f"http://localhost{ports[':8080']}/status/200"
+    url = f"http://localhost:{port}/status/200"
     group.start("caddy", ["caddy", "run", "--config", path, "--adapter", "caddyfile"]).ready(url)
+
+
+def _start_haproxy(group: Processes, port: int, ports: dict[str, str]) -> None:
+    settings = (CONFIG / "haproxy.cfg").read_text().replace("bind :8080", f"bind 127.0.0.1:{port}")
+    settings = settings.replace("/etc/haproxy/postern.lua", str(CONFIG / "postern.lua"))
+    for written, meant in ports.items():
+        settings = settings.replace(written, meant)
+    path = group.directory / "haproxy.cfg"
+    path.write_text(settings)
+    group.start("haproxy", ["haproxy", "-f", path]).ready(f"http://127.0.0.1:{port}/status/200")
+
+
+def _start_envoy(group: Processes, port: int, ports: dict[str, str]) -> None:
+    settings = (CONFIG / "envoy.yaml").read_text()
+    ports |= {"0.0.0.0:8080": f"127.0.0.1:{port}"}
+    for written, meant in ports.items():
+        (address, number), (there, it) = written.split(":"), meant.split(":")
+        settings = settings.replace(f"address: {address}, port_value: {number}", f"address: {there}, port_value: {it}")
+    path = group.directory / "envoy.yaml"
+    path.write_text(settings)
+    quietly = ("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warn")
+    argv: list[str | Path] = [POSTERN.with_name("envoy"), "-c", path, *quietly]
+    group.start("envoy", argv).ready(f"http://127.0.0.1:{port}/status/200")
+
+
+def _start_apache(group: Processes, port: int, ports: dict[str, str]) -> None:
+    """Apache asks nobody: it stands in front of the gateway, as docs/behind-a-proxy.md has it."""
+    found = re.search(r"```apache\n(.*?)```", (DOCS / "behind-a-proxy.md").read_text(), re.DOTALL)
+    assert found is not None
+    site = found[1].replace("*:443", f"127.0.0.1:{port}").replace("apps.example.com", "localhost")
+    for written, meant in ports.items():
+        site = site.replace(written, meant)
+    modules = ("mpm_event", "authz_core", "proxy", "proxy_http", "headers", "alias")
+    loaded = "".join(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so\n" for name in modules)
+    path = group.directory / "apache.conf"
+    path.write_text(
+        f"{loaded}ServerRoot {group.directory}\nDefaultRuntimeDir {group.directory}\nPidFile {group.directory}/apache.pid\n"
+        f"ErrorLog /dev/stderr\nServerName localhost\nListen 127.0.0.1:{port}\n{site}"
+    )
+    argv: list[str | Path] = ["apache2", "-D", "FOREGROUND", "-f", path]
+    group.start("apache", argv).ready(f"http://127.0.0.1:{port}/status/200")
+
+
+STARTED = {
+    "nginx": _start_nginx,
+    "caddy": _start_caddy,
+    "haproxy": _start_haproxy,
+    "envoy": _start_envoy,
+    "apache": _start_apache,
+}
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +240,25 @@ def test_nobody_talks_the_way_in(front: Front, path: str, headers: dict[str, str
         assert stranger.request("GET", front.url + path, headers=headers).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("source", "path", "passes"),
+    [("127.0.0.2", "/inside", True), ("127.0.0.3", "/inside", False), ("127.0.0.2", "/office", False)],
+)
+@pytest.mark.parametrize("said", ["", "192.0.2.7", "127.0.0.2", "192.0.2.7, 127.0.0.1"])
+def test_the_clients_address_is_the_one_that_the_proxy_saw(
+    front: Front, source: str, path: str, passes: bool, said: str
+) -> None:
+    """A rule for networks, asked from an address of loopback's that is not the proxy's own."""
+    there = urlsplit(front.url)
+    connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=15, source_address=(source, 0))
+    fields = {"Host": there.netloc, "Accept": "application/json"}
+    if said:
+        fields |= {"X-Forwarded-For": said, "X-Real-IP": said, "Forwarded": f'for="{said}"'}
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers=fields)
+        assert (connection.getresponse().status == 200) == passes
+
+
 @pytest.mark.parametrize("name", IDENTITY)
 def test_identity_fields_are_the_gateways_alone(front: Front, ada: Person, name: str) -> None:
     folded = f"X-Forwarded-{name}".replace("-", "_")
@@ -198,3 +283,12 @@ def test_a_sign_out_ends_it(front: Front) -> None:
         page = person.press(person.browse(front.url + "/.postern/sign-out"), "Sign out")
         assert page.status == 200
         assert person.request("GET", front.url + "/api/me", headers={"Sec-Fetch-Mode": "cors"}).status_code == 401
+
+
+def test_without_an_answer_nobody_passes(front: Front, ada: Person) -> None:
+    """The last one here: the gateway is gone after it. What is open to everyone is shut then as well."""
+    front.gateway.running.stop()
+    with Person() as stranger:
+        for person, path in ((ada, "/notes"), (stranger, "/admin"), (stranger, "/status/200")):
+            page = person.request("GET", front.url + path)
+            assert page.status_code in (500, 502, 503, 504), page.text
