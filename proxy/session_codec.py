@@ -101,7 +101,10 @@ class Holder:
     @classmethod
     def new(cls) -> Holder:
         """Make a fresh random one: nothing of an earlier cookie goes into it, so none can be fixed in advance."""
-        return cls(secrets.token_urlsafe(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES).encode())
+        session_id = secrets.token_urlsafe(_ID_BYTES)
+        while session_id.startswith("-"):  # on a command line that would be an option
+            session_id = secrets.token_urlsafe(_ID_BYTES)
+        return cls(session_id, secrets.token_urlsafe(_SECRET_BYTES).encode())
 
     @classmethod
     def read(cls, cookie: str) -> Holder | None:

@@ -244,6 +244,11 @@ def test_session_ids(value: str, good: bool) -> None:
     assert is_session_id(value) is good
 
 
+def test_no_id_looks_like_an_option() -> None:
+    """One in sixty-four would: `postern sessions revoke -x…` would not be understood."""
+    assert not [holder.id for holder in (Holder.new() for _ in range(2000)) if holder.id.startswith("-")]
+
+
 def test_holders() -> None:
     assert Holder.read(HOLDER.cookie) == HOLDER
     assert HOLDER.secret.decode() not in repr(HOLDER)
