@@ -59,11 +59,13 @@ def dialect_of(path: bytes, auth_path: bytes) -> Dialect | None:
 def read(head: RequestHead, origin: Origin, dialect: Dialect, auth_path: bytes) -> Asked:
     """What was asked of the proxy that sent `head`.
 
-    Raises MalformedRequest: 403 when the peer is no trusted proxy, 400 when a field is missing or makes no sense. Both refuse.
+    Raises MalformedRequest: 403 when the peer is no trusted proxy, 400 when a field is missing or makes no sense; nginx, which
+    would make a 500 of that, gets 403. All of them refuse.
     """
     if not origin.trusted:
         raise MalformedRequest(403, "forward-auth answers only the proxies in trusted_proxies")
     values = head.values
+    malformed = 403 if dialect is Dialect.NGINX else 400
     if dialect is Dialect.ENVOY:
         method, host = head.method, origin.host
         target = head.target[len(auth_path) + len(dialect.value) :] or b"/"
@@ -71,18 +73,18 @@ def read(head: RequestHead, origin: Origin, dialect: Dialect, auth_path: bytes) 
         method = values.get(b"x-original-method", b"")
         url = _URL.fullmatch(values[b"x-original-url"])
         if url is None:
-            raise MalformedRequest(400, "X-Original-URL is not an absolute URL")
+            raise MalformedRequest(malformed, "X-Original-URL is not an absolute URL")
         host, target = url[1], url[2] or b"/"
     else:
         method = values.get(b"x-forwarded-method", b"")
         target = values.get(b"x-forwarded-uri", b"")
         host = values.get(b"x-forwarded-host", b"")
     if _METHOD.fullmatch(method) is None:
-        raise MalformedRequest(400, "the forwarded method is missing or malformed")
+        raise MalformedRequest(malformed, "the forwarded method is missing or malformed")
     if _TARGET.fullmatch(target) is None:
-        raise MalformedRequest(400, "the forwarded URI is missing or malformed")
+        raise MalformedRequest(malformed, "the forwarded URI is missing or malformed")
     if not is_authority(host):
-        raise MalformedRequest(400, "the forwarded host is missing or malformed")
+        raise MalformedRequest(malformed, "the forwarded host is missing or malformed")
     return Asked(dialect, _as_asked(head, method, target, host), host.decode("ascii"))
 
 

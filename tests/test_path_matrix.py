@@ -109,6 +109,7 @@ SPELLINGS = (
     # what Windows and C leave out
     b"/private.", b"/private%20", b"/private%2e", b"/private./x", b"/private%20/x", b"/private%00", b"/private%00.png",
     b"/private%23x", b"/private%3fx", b"/private%3f/../open", b"/open/../private%00",
+    b"/private%2e%2e%2f..%2fprivate", b"/open/x/%2e%2e/..%2f%70rivate", b"/open//%2e%2e//private", b"/%5c%2e%5cprivate",
 )  # fmt: skip
 PEOPLE = {"a stranger": None, "somebody without the role": ("member",)}
 

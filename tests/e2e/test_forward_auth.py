@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,12 +16,10 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.e2e.conftest import Gateway, StartGateway, walk_in
+from tests.e2e.fronts import STARTED, Ports
 from tests.e2e.person import Person
-from tests.e2e.processes import POSTERN, Processes, free_port, start_sandbox
+from tests.e2e.processes import Processes, free_port, start_sandbox
 
-CONFIG = Path(__file__).parents[2] / "config" / "forward-auth"
-DOCS = Path(__file__).parents[2] / "docs"
-APACHE_MODULES = Path("/usr/lib/apache2/modules")  # where Debian has them
 IDENTITY = ("user", "preferred-username", "email", "name", "groups", "discord-id")
 
 
@@ -39,7 +35,7 @@ class Front:
         return self.url.replace("http", "ws", 1) + "/live"
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy", "haproxy", "envoy", "apache"])
+@pytest.fixture(scope="module", params=list(STARTED))
 def front(request: pytest.FixtureRequest, group: Processes, start_gateway: StartGateway) -> Front:
     name: str = request.param
     port, own, app = free_port(), free_port(), free_port()
@@ -81,88 +77,11 @@ def front(request: pytest.FixtureRequest, group: Processes, start_gateway: Start
         "LOGTO_ENDPOINT": start_sandbox(group, url).url,
     }
     gateway = start_gateway(f"behind-{name}", rules, port=own, env=env)
-    ports = {"127.0.0.1:3000": f"127.0.0.1:{own}", "127.0.0.1:8000": f"127.0.0.1:{app}", ":8080": f":{port}"}
-    STARTED[name](group, port, ports)
+    STARTED[name](group, Ports(port, own, app), "/status/200")
     front = Front(url, gateway)
     with Person() as person:
         assert person.request("GET", url + "/status/200").status_code == 200
     return front
-
-
-def _start_nginx(group: Processes, port: int, ports: dict[str, str]) -> None:
-    server = (CONFIG / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
-    server = server.replace("apps.example.com", "localhost")
-    for written, meant in ports.items():
-        server = server.replace(written, meant)
-    path = group.directory / "nginx.conf"
-    temp = "".join(
-        f"{kind}_temp_path {group.directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    path.write_text(
-        f"daemon off; pid {group.directory}/nginx.pid; error_log stderr warn; events {{}}\n"
-        f"http {{ access_log off; {temp}\n{server}\n}}\n"
-    )
-    group.start("nginx", ["nginx", "-e", "stderr", "-c", path]).ready(f"http://127.0.0.1:{port}/status/200")
-
-
-def _start_caddy(group: Processes, port: int, ports: dict[str, str]) -> None:
-    site = (CONFIG / "Caddyfile").read_text().replace("apps.example.com", "localhost")
-    for written, meant in ports.items():
-        site = site.replace(written, meant)
-    path = group.directory / "Caddyfile"
-    path.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + site)
-    url = f"http://localhost:{port}/status/200"
-    group.start("caddy", ["caddy", "run", "--config", path, "--adapter", "caddyfile"]).ready(url)
-
-
-def _start_haproxy(group: Processes, port: int, ports: dict[str, str]) -> None:
-    settings = (CONFIG / "haproxy.cfg").read_text().replace("bind :8080", f"bind 127.0.0.1:{port}")
-    settings = settings.replace("/etc/haproxy/postern.lua", str(CONFIG / "postern.lua"))
-    for written, meant in ports.items():
-        settings = settings.replace(written, meant)
-    path = group.directory / "haproxy.cfg"
-    path.write_text(settings)
-    group.start("haproxy", ["haproxy", "-f", path]).ready(f"http://127.0.0.1:{port}/status/200")
-
-
-def _start_envoy(group: Processes, port: int, ports: dict[str, str]) -> None:
-    settings = (CONFIG / "envoy.yaml").read_text()
-    ports |= {"0.0.0.0:8080": f"127.0.0.1:{port}"}
-    for written, meant in ports.items():
-        (address, number), (there, it) = written.split(":"), meant.split(":")
-        settings = settings.replace(f"address: {address}, port_value: {number}", f"address: {there}, port_value: {it}")
-    path = group.directory / "envoy.yaml"
-    path.write_text(settings)
-    quietly = ("--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warn")
-    argv: list[str | Path] = [POSTERN.with_name("envoy"), "-c", path, *quietly]
-    group.start("envoy", argv).ready(f"http://127.0.0.1:{port}/status/200")
-
-
-def _start_apache(group: Processes, port: int, ports: dict[str, str]) -> None:
-    """Apache asks nobody: it stands in front of the gateway, as docs/behind-a-proxy.md has it."""
-    found = re.search(r"```apache\n(.*?)```", (DOCS / "behind-a-proxy.md").read_text(), re.DOTALL)
-    assert found is not None
-    site = found[1].replace("*:443", f"127.0.0.1:{port}").replace("apps.example.com", "localhost")
-    for written, meant in ports.items():
-        site = site.replace(written, meant)
-    modules = ("mpm_event", "authz_core", "proxy", "proxy_http", "headers", "alias")
-    loaded = "".join(f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so\n" for name in modules)
-    path = group.directory / "apache.conf"
-    path.write_text(
-        f"{loaded}ServerRoot {group.directory}\nDefaultRuntimeDir {group.directory}\nPidFile {group.directory}/apache.pid\n"
-        f"ErrorLog /dev/stderr\nServerName localhost\nListen 127.0.0.1:{port}\n{site}"
-    )
-    argv: list[str | Path] = ["apache2", "-D", "FOREGROUND", "-f", path]
-    group.start("apache", argv).ready(f"http://127.0.0.1:{port}/status/200")
-
-
-STARTED = {
-    "nginx": _start_nginx,
-    "caddy": _start_caddy,
-    "haproxy": _start_haproxy,
-    "envoy": _start_envoy,
-    "apache": _start_apache,
-}
 
 
 @pytest.fixture(scope="module")
