@@ -1,8 +1,9 @@
 """Which route takes a request: exact host, then the longest wildcard, then any host; then the longest path; then file order.
 
 Rules are judged by the canonical path, the target is forwarded as it came. Where another server could read that target as a
-path with other rules, the match is ambiguous, and the gate refuses: see `paths.py` for what "could read" means. A path that
-leads elsewhere within the same rules is none of our business and passes untouched.
+path with other rules, the match is ambiguous, and the gate refuses: see `paths.py` for what "could read" means. That there are
+servers to which `/ADMIN` is `/admin` (Express, IIS) is part of it. A path that leads elsewhere within the same rules is none of
+our business and passes untouched.
 """
 
 from __future__ import annotations
@@ -108,13 +109,14 @@ class Match(NamedTuple):
 class _Host:
     """The routes that requests for one host can take, the first that covers the path taking it."""
 
-    __slots__ = ("_prefixes", "uniform")
+    __slots__ = ("_folded", "_prefixes", "uniform")
 
     def __init__(self, routes: Iterable[Route]) -> None:
         routes = tuple(routes)
         self._prefixes = tuple(
             (form, form.rstrip("/") + "/", route) for route in routes for form in _spellings(route.path)
         )
+        self._folded = tuple((form.casefold(), below.casefold(), route) for form, below, route in self._prefixes)
         # One policy for every path there is: nothing can be mistaken for anything.
         self.uniform = (
             len({route.policy for route in routes}) == 1
@@ -126,6 +128,21 @@ class _Host:
         for exact, below, route in self._prefixes:
             if path.startswith(below) or path == exact:
                 return route
+        return None
+
+    def taken_for(self, route: Route, path: str) -> Route | None:
+        """The route with other rules that `path`, of `route`, is below where letter case does not count; None: there is none.
+
+        Where routes differ in nothing but letter case, the app is known to tell them apart. One that is open to everyone is
+        nothing to be mistaken for: whoever may pass here may pass there.
+        """
+        if self.uniform:
+            return None
+        folded = path.casefold()
+        for exact, below, other in self._folded:
+            if folded.startswith(below) or folded == exact:
+                harmless = other.policy == route.policy or other.policy.anonymous
+                return None if harmless or other.path.casefold() == route.path.casefold() else other
         return None
 
 
@@ -182,7 +199,9 @@ class RouteTable:
         routes = self._host(host)
         if PLAIN.fullmatch(raw_path):
             path = raw_path.decode("ascii")
-            return Match(routes.route(path), path)
+            plain = routes.route(path)
+            other = routes.taken_for(plain, path) if plain is not None else None
+            return Match(plain, path, ambiguous=other is not None, other=other)
         found = readings(raw_path)
         route = routes.route(found.canonical)
         if route is None:
@@ -196,7 +215,10 @@ class RouteTable:
         if routes.uniform:
             return Match(route, found.canonical)
         zone = route.policy.zone(found.canonical)
-        for path in others:
+        for path in (found.canonical, *others):
+            other = routes.taken_for(route, path)
+            if other is not None:
+                return Match(route, found.canonical, ambiguous=True, other=other)
             other = routes.route(path)
             if route.policy.zone(path) != zone:
                 return Match(route, found.canonical, ambiguous=True, other=other)

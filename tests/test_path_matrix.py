@@ -71,8 +71,13 @@ def c_string(path: bytes) -> bytes:
     return resolves(re.split(rb"[\0#?]", unquote_to_bytes(path), maxsplit=1)[0])
 
 
+def ignores_case(path: bytes) -> bytes:
+    """Express, IIS, and files on Windows and macOS."""
+    return resolves(path).lower()
+
+
 READERS: tuple[Callable[[bytes], bytes], ...] = (
-    decodes_once, decodes_twice, resolves, servlet, windows, c_string,
+    decodes_once, decodes_twice, resolves, servlet, windows, c_string, ignores_case,
 )  # fmt: skip
 
 
@@ -110,6 +115,8 @@ SPELLINGS = (
     b"/private.", b"/private%20", b"/private%2e", b"/private./x", b"/private%20/x", b"/private%00", b"/private%00.png",
     b"/private%23x", b"/private%3fx", b"/private%3f/../open", b"/open/../private%00",
     b"/private%2e%2e%2f..%2fprivate", b"/open/x/%2e%2e/..%2f%70rivate", b"/open//%2e%2e//private", b"/%5c%2e%5cprivate",
+    # letter case
+    b"/PRIVATE", b"/Private", b"/privatE/x", b"/%50RIVATE", b"/open/../PRIVATE", b"/open/%2e%2e/Private", b"//Private/x",
 )  # fmt: skip
 PEOPLE = {"a stranger": None, "somebody without the role": ("member",)}
 
