@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import uvloop
 
 from proxy.counters import Snapshot
+from proxy.descriptors import make_room
 from proxy.errors import CannotServe
 from proxy.listening import bind
 from proxy.logs import configure
@@ -183,6 +184,8 @@ def run(settings: Settings, source: Source) -> None:
     configure(settings.log)
     for warning in settings.warnings:
         _log.warning("%s", warning)
+    if lacking := make_room(settings.limits.max_connections):
+        _log.warning("%s", lacking)
     notifier = Notifier(os.environ)
     sockets = passed_sockets(os.environ)
     passed = bool(sockets)
