@@ -13,18 +13,19 @@ import pytest
 from proxy import discord as discord_module
 from proxy import hearsay as hearsay_module
 from proxy.discord import Discord
+from proxy.errors import StoreUnavailable
 from proxy.hearsay import Hearsay, Word
 from proxy.membership import Doubt, Member
 from proxy.sealing import KeyRing
 from proxy.sections import DiscordSettings
 from proxy.serve import build
-from proxy.session_records import Records
 from proxy.session_redis import RedisStore
 from proxy.session_servers import Reach
+from proxy.session_store import Board
 from tests.discord_stand import ADA, BOSS, DEV, EVE, GUILD, OPS, OTHER_GUILD, TOKEN, Clock, DiscordStand, member
 from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import RING, store_at
-from tests.relay_world import settings_for
+from tests.relay_world import relay_world, settings_for
 
 OWNED = frozenset({GUILD})
 MEMBER = Member(frozenset({OPS, DEV}), 1_577_836_800.0, pending=False, owner=True)
@@ -45,7 +46,7 @@ def _forgotten(server: RedisServer) -> None:
 class FastBoard:
     """The words in a Redis whose time is that of `clock`."""
 
-    def __init__(self, records: Records, clock: Clock, laid: dict[str, tuple[float, float]]) -> None:
+    def __init__(self, records: Board, clock: Clock, laid: dict[str, tuple[float, float]]) -> None:
         self._records = records
         self._clock = clock
         self._laid = laid  # name -> when, and for how long; for all workers
@@ -476,3 +477,100 @@ def test_only_workers_that_share_a_store_have_anything_to_tell(server: RedisServ
                 await gateway.close()
 
     asyncio.run(hold())
+
+
+class LosingBoard:
+    """A store that goes away after so many questions."""
+
+    def __init__(self, answers: int) -> None:
+        self.left = answers
+        self.asked = 0
+
+    def _ask(self) -> None:
+        self.asked += 1
+        self.left -= 1
+        if self.left < 0:
+            raise StoreUnavailable("gone")
+
+    async def recall(self, _: str) -> None:
+        self._ask()
+
+    async def remember(self, *_: object) -> None:
+        self._ask()
+
+    async def claim(self, *_: object) -> str:
+        self._ask()
+        return "mark"
+
+    async def release(self, *_: object) -> None:
+        self._ask()
+
+
+@pytest.mark.parametrize("answers", range(14))
+def test_wherever_the_store_goes_away_discord_is_asked(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hearsay_module, "_UNHEARD_SECONDS", 600.0)
+
+    async def hold() -> None:
+        clock = Clock()
+        stand = DiscordStand(clock)
+        async with stand.running():
+            settings = DiscordSettings.model_validate({"bot_token": TOKEN, "api": stand.url})
+            board = LosingBoard(answers)
+            heard = Hearsay(board, RING, settings, OWNED, clock=clock)
+            worker = Discord(settings, OWNED, heard, clock=clock, sleep=clock.sleep)
+            try:
+                await worker.learn([GUILD], ADA)
+                assert isinstance(worker.peek(GUILD, ADA), Member)
+            finally:
+                await worker.close()
+            assert board.asked <= answers + 4, "who does not answer is left alone for a while"
+
+    asyncio.run(hold())
+
+
+RULES = f"""
+public_url = "http://localhost:3000"
+[logto]
+endpoint = "http://127.0.0.1:9"
+app_id = "app"
+app_secret = "secret"
+[discord]
+bot_token = "{TOKEN}"
+api = "DISCORD"
+[[route]]
+name = "app"
+upstream = "UPSTREAM"
+allow = [{{ discord = {{ guild = "{GUILD}", roles = ["{OPS}"] }} }}]
+"""
+
+
+def test_two_gateways_ask_once_and_shut_the_door_together(server: RedisServer) -> None:
+    async def conversation(them: Workers) -> None:
+        toml = RULES.replace("DISCORD", them.stand.url)
+        store = {"POSTERN_SESSION__STORE": server.url}
+        async with relay_world(toml, **store) as one, relay_world(toml, **store) as two:
+            for world in (one, two):
+                knows = world.gateway.front.discord
+                assert knows is not None
+                assert knows._hearsay is not None
+                assert world.gateway.store.board is not None
+                knows._clock = knows._hearsay._clock = them.clock
+                knows._hearsay._board = FastBoard(world.gateway.store.board, them.clock, them.laid)
+                them.all.append(knows)
+            cookie = await one.sign_in(discord_id=ADA)
+            asking = (
+                b"GET / HTTP/1.1\r\nHost: localhost:3000\r\nAccept: application/json\r\nCookie: %b\r\n\r\n" % cookie
+            )
+            for world in (one, two, one, two):
+                assert (await world.ask(asking))[0] == 200
+            assert them.about(ADA) == 1
+            them.stand.members[GUILD, ADA] = member(DEV)
+            for _ in range(12):
+                them.clock.now += 5
+                for world in (one, two):
+                    await world.ask(asking)
+                await them.idle()
+            assert [(await world.ask(asking))[0] for world in (one, two)] == [403, 403]
+            assert them.about(ADA) <= 3
+
+    run(server, conversation)
