@@ -328,7 +328,7 @@ class Gate:
         decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
-        if head.upgrade is not None and session is not None and not self._same_origin(head, host):
+        if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):
             return self._foreign(route, session, policy.decide(None, facts))
         groups = self._groups(facts.members) if facts.members and self._group_names else ()
         reason = decision.reason.value
@@ -368,12 +368,16 @@ class Gate:
             detail=decision.detail,
         )
 
-    def _same_origin(self, head: RequestHead, host: str) -> bool:
-        """Whether a WebSocket's Origin is ours. Browsers always send one, and cookies go along whichever page opens it
-        (cross-site WebSocket hijacking): programs that send none hold the cookie by their own doing.
+    def _same_origin(self, head: RequestHead, host: str, route: Route) -> bool:
+        """Whether a WebSocket's Origin is ours, or one that the route allows. Browsers always send one, and cookies go along
+        whichever page opens it (cross-site WebSocket hijacking): programs that send none hold the cookie by their own doing.
         """
         origin = head.values.get(b"origin")
         if origin is None:
             return True
         origin = origin.lower()
-        return origin == self._public_origin or origin == self._scheme + host.lower().encode("ascii", "replace")
+        return (
+            origin == self._public_origin
+            or origin == self._scheme + host.lower().encode("ascii", "replace")
+            or origin in route.websocket_origins
+        )

@@ -24,6 +24,7 @@ from proxy.notation import (
     choice,
     count,
     kind,
+    lowered,
     mistake,
     one_or_more,
     optional,
@@ -47,6 +48,14 @@ _ORGANIZATION: Final = optional(
 )
 _ORGANIZATION_ROLE: Final = pattern(
     r"[^:\s]+:\S(?:.*\S)?", "an organization's role", '"organization:role", with the organization\'s id'
+)
+
+_ORIGIN: Final = lowered(
+    pattern(
+        r"(?i:[a-z][a-z0-9+.-]*)://[^\s/?#@*]+",
+        "an origin",
+        'an origin such as "https://app.example.com": scheme and host, a port that is not the usual one, nothing else',
+    )
 )
 
 # Framing and hop-by-hop fields are each side's own (RFC 9110 7.6.1); the others are the gateway's word on where a request
@@ -321,6 +330,9 @@ class RouteSettings(Section):
     add_prefix: Annotated[str, PREFIX] = written("", "What the app's paths begin with instead.")
     preserve_host: Annotated[bool, FLAG] = written(
         True, "Pass on the browser's `Host`. `false`: the upstream's own; `X-Forwarded-Host` has the browser's."
+    )
+    websocket_origins: tuple[Annotated[str, _ORIGIN], ...] = written(
+        (), "Origins whose pages may open WebSockets with a session, besides this site's own."
     )
     body_bytes: Annotated[int | None, optional(size(0, 1 << 50))] = written(
         None, "The body of a request; 0: no limit. Default: `limits.body_bytes`."

@@ -40,7 +40,7 @@ class Route:
     `path` covers itself and what is below it: `/admin` covers `/admin/x`, not `/administrator`. `header_remove` holds names
     folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
     paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
-    whose members alone it is for.
+    whose members alone it is for. `websocket_origins` are those of foreign pages that may open WebSockets with a session.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Route:
     preserve_host: bool
     body_bytes: int | None = None
     organization: str | None = None
+    websocket_origins: frozenset[bytes] = frozenset()
     response_set: tuple[tuple[bytes, bytes], ...] = ()
     response_remove: frozenset[bytes] = frozenset()  # lower case
 
@@ -86,6 +87,7 @@ class Route:
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
             organization=route.organization,
+            websocket_origins=frozenset(origin.encode() for origin in route.websocket_origins),
             response_set=tuple(
                 (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()
             ),

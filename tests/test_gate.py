@@ -242,8 +242,34 @@ class TestWebSockets:
         settings = load(file, {})
         gate = Gate(settings, RouteTable.from_settings(settings), MemoryStore(idle=1, lifetime=1))
         head = request("/open", *WEBSOCKET, b"Origin: https://grafana.example.com", host="grafana.example.com")
-        assert gate._same_origin(head, "grafana.example.com")
-        assert not gate._same_origin(head, "wiki.example.com")
+        route = gate.routes.routes[0]
+        assert gate._same_origin(head, "grafana.example.com", route)
+        assert not gate._same_origin(head, "wiki.example.com", route)
+
+    @pytest.mark.parametrize(
+        ("origin", "passes"),
+        [
+            (b"https://chat.example.net", True),
+            (b"HTTPS://Chat.example.net", True),
+            (b"app://obsidian.md", True),
+            (b"https://apps.example.com", True),
+            (b"http://chat.example.net", False),
+            (b"https://chat.example.net:8443", False),
+            (b"https://chat.example.net.evil.example", False),
+            (b"https://x.chat.example.net", False),
+            (b"null", False),
+            (b"", False),
+        ],
+    )
+    def test_pages_that_the_route_names_may_and_no_others(self, tmp_path: Path, origin: bytes, passes: bool) -> None:
+        origins = 'websocket_origins = ["https://Chat.example.net", "app://obsidian.md"]'
+        file = tmp_path / "postern.toml"
+        file.write_text(ROUTES.replace('name = "app"', f'name = "app"\n{origins}'))
+        settings = load(file, {})
+        gate = Gate(settings, RouteTable.from_settings(settings), MemoryStore(idle=1, lifetime=1))
+        (route,) = (route for route in gate.routes.routes if route.websocket_origins)
+        head = request("/live", *WEBSOCKET, b"Origin: " + origin)
+        assert gate._same_origin(head, "apps.example.com", route) is passes
 
     def test_from_a_foreign_page_everyones_route_gives_what_everyone_gets(self, site: Site) -> None:
         verdict = site.judge("/open", *WEBSOCKET, site.sign_in(), b"Origin: https://evil.example")
