@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.assertion import HEADER
 from proxy.errors import MalformedRequest
 from proxy.forwardauth import Dialect, dialect_of, read
 from proxy.forwarding import Forwarding
+from proxy.headers import FAMILIES
 from proxy.http1 import RequestHead
 from proxy.sandbox import SandboxConfig
 from proxy.sandbox.run import running_logto
 from tests.relay_world import World, relay_world, run
 
+CONFIGURATIONS = Path(__file__).parents[1] / "config" / "forward-auth"
 AUTH = b"/.postern/auth"
 HOST = "apps.example.com"
 TOML = """
@@ -288,6 +293,14 @@ def test_a_body_with_the_question_is_not_read() -> None:
             await ask(world)
 
     run(main())
+
+
+@pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile", "traefik.yml", "envoy.yaml", "postern.lua"])
+def test_every_ready_configuration_knows_every_identity_field(name: str) -> None:
+    """One that is not named there is not taken from the answer, and whatever a client sends under it reaches the app."""
+    settings = (CONFIGURATIONS / name).read_text("utf-8").lower()
+    for field in (*FAMILIES["forwarded"].values(), HEADER.decode()):
+        assert re.search(rf"\b{re.escape(field.lower())}\b", settings), field
 
 
 @pytest.mark.parametrize(

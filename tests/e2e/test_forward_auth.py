@@ -28,6 +28,7 @@ class Front:
     """A proxy in front that asks the gateway, as browsers see it."""
 
     url: str
+    asks_as: str
     gateway: Gateway
 
     @property
@@ -78,7 +79,7 @@ def front(request: pytest.FixtureRequest, group: Processes, start_gateway: Start
     }
     gateway = start_gateway(f"behind-{name}", rules, port=own, env=env)
     STARTED[name](group, Ports(port, own, app), "/status/200")
-    front = Front(url, gateway)
+    front = Front(url, name, gateway)
     with Person() as person:
         assert person.request("GET", url + "/status/200").status_code == 200
     return front
@@ -129,6 +130,22 @@ def test_rules_hold(front: Front, ada: Person) -> None:
             (max_, "GET", "/status/418", 418),
         ):
             assert person.request(method, front.url + path).status_code == status, (method, path)
+
+
+def test_a_refusal_is_shown_whole(front: Front) -> None:
+    """The page that says why, with its length and its policy; nginx takes nothing from a refusal, and shows its own."""
+    with Person() as max_:
+        walk_in(max_, front.url + "/notes", "Max")
+        page = max_.request("GET", front.url + "/admin", headers={"Accept": "text/html", "Sec-Fetch-Mode": "navigate"})
+        assert page.status_code == 403
+        assert page.text.rstrip().endswith("</html>")
+        if front.asks_as != "nginx":
+            assert "Use another account" in page.text
+            assert "content-security-policy" in page.headers
+            assert page.headers["cache-control"] == "no-store"
+        head = max_.request("HEAD", front.url + "/admin", headers={"Accept": "text/html"})
+        assert (head.status_code, head.content) == (403, b"")
+        assert max_.request("GET", front.url + "/status/200").status_code == 200, "the connection goes on"
 
 
 @pytest.mark.parametrize(
