@@ -202,13 +202,14 @@ class Discord:
             await hearsay.release(*key, mark or "")
 
     async def _hear(self, hearsay: Hearsay, key: tuple[str, str], entry: _Entry) -> bool:
-        """Whether another worker has heard what this one would ask."""
+        """Take in what another worker has heard; whether that spares this one the question."""
         word, now = await hearsay.heard(*key), self._clock()
         # What this worker has told comes back by other clocks: it is no news for being a moment younger.
         if word is None or not entry.take(word, now, min(1.0, self._settings.ttl / 4)):
             return False
+        # What is older has to be asked again anyway, and might be too old when it is looked at.
         known, failed = word.known, word.failed
-        return (known is not None and known < self._settings.ttl) or (failed is not None and failed < _PAUSE)
+        return (known is not None and known < self._settings.ttl / 2) or (failed is not None and failed < _PAUSE)
 
     async def _member(self, guild: str, user: str) -> Member | None:
         status, body = await self._get(f"/guilds/{guild}/members/{user}", guild)

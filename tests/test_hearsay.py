@@ -174,12 +174,18 @@ def test_hearsay_is_as_old_as_what_was_heard(server: RedisServer) -> None:
     async def conversation(them: Workers) -> None:
         one, two = them.hire(2)
         assert isinstance(await them.learn(one), Member)
-        them.clock.now += 50
+        them.clock.now += 25
         assert isinstance(await them.learn(two), Member)
-        await them.idle()
-        them.stand.down = True
-        them.clock.now += 61
+        assert them.about(ADA) == 1
+        them.clock.now += 36
         assert two.peek(GUILD, ADA) is Doubt.ASK
+        assert isinstance(await them.learn(one), Member)
+        await them.idle()
+        assert them.about(ADA) == 2
+        them.clock.now += 59.999
+        late = them.hire(1)[0]
+        assert isinstance(await them.learn(late), Member)
+        assert them.about(ADA) == 3, "what is about to be too old is asked anew at once"
 
     run(server, conversation)
 
