@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 from proxy import cookies
 from proxy.claims import Identity
+from proxy.destinations import FIELD, read_destination
 from proxy.errors import StoreUnavailable, UpstreamProblem
 from proxy.forwarding import Address, loops
 from proxy.http1 import RequestHead
 from proxy.membership import Doubt, Member, Members
 from proxy.policy import Decision, Policy, Reason, RequestFacts
-from proxy.routes import Match, Route, RouteTable
+from proxy.routes import Match, Route, RouteTable, normalise_host
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
 
@@ -314,25 +315,53 @@ class Gate:
         if route is None:  # match has answered this already; never pass what has no route
             return Verdict(Kind.NOT_FOUND, status=404)
         policy = route.policy
-        if not policy.sees_request:
-            facts = _UNSEEN
-        else:
-            facts = RequestFacts(
-                method=head.method.decode("ascii"),
-                path=match.path,
-                client=client,
-                now=self._clock(),
-                signed_in_at=session.signed_in_at if session is not None else None,
-                members=self.members(policy, session) if policy.guilds else _NOWHERE,
-            )
+        facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
         decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):
             return self._foreign(route, session, policy.decide(None, facts))
+        if FIELD in head.values and (refusal := self._leads_astray(head, host, client, route, session)) is not None:
+            return refusal
         groups = self._groups(facts.members) if facts.members and self._group_names else ()
         reason = decision.reason.value
         return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups)
+
+    def _facts(
+        self, head: RequestHead, client: Address | None, policy: Policy, path: str, session: Session | None
+    ) -> RequestFacts:
+        return RequestFacts(
+            method=head.method.decode("ascii"),
+            path=path,
+            client=client,
+            now=self._clock(),
+            signed_in_at=session.signed_in_at if session is not None else None,
+            members=self.members(policy, session) if policy.guilds else _NOWHERE,
+        )
+
+    def _leads_astray(
+        self, head: RequestHead, host: str, client: Address | None, route: Route, session: Session | None
+    ) -> Verdict | None:
+        """The verdict on a request that is let pass but names a second target, where that is not to be had; None if it is.
+
+        That must lie with the same app, as RFC 4918 9.8.5 has it, and be open to the same person by its own rules.
+        """
+        found = read_destination(head.values[FIELD])
+        if found is None:
+            return bad_request(400, "the Destination is no URL, or there are several")
+        there = found.authority.decode("ascii") or host
+        ours = self.routes.knows(there) or normalise_host(there) == normalise_host(host)
+        own = found.path == self._prefix or found.path.startswith(self._prefix_slash)
+        match = self.routes.match(there, found.path)
+        if match.ambiguous:
+            detail = "a Destination that a server behind could read as another path, with other rules"
+            return Verdict(Kind.AMBIGUOUS, route=match.route, status=400, detail=detail)
+        if not ours or own or match.route is None or not route.serves_with(match.route):
+            return bad_request(502, "the Destination is not with this app (RFC 4918 9.8.5)")
+        policy = match.route.policy
+        facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
+        decision = policy.decide(session.identity if session is not None else None, facts)
+        return None if decision.allowed else self._refusal(head, match.route, session, decision)
 
     def _groups(self, members: Members) -> tuple[str, ...]:
         """The names of the roles that somebody has in guilds, in the order of the settings."""

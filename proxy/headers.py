@@ -16,6 +16,7 @@ from typing import Final
 
 from proxy import assertion, cookies
 from proxy.claims import Identity, Tokens
+from proxy.destinations import FIELD, read_destination
 from proxy.encodings import encoded_words, percent_encoded
 from proxy.forwarding import PSEUDONYM, Origin
 from proxy.http1 import Fields, RequestHead, ResponseHead, connection_options, may_tunnel
@@ -164,6 +165,10 @@ class RouteHeaders:
         self._mapping = route.mapping
         self._prefix = route.mapping.strip.encode() if route.mapping is not None else b""
         self._host = b"" if route.preserve_host else authority(route.upstreams[0]).encode()
+        # A second target of a request's goes the way of the first.
+        scheme = b"https://" if route.upstreams[0].startswith("https:") else b"http://"
+        self._origin = scheme + self._host if self._host else b""
+        self._moves = self._mapping is not None or self._origin != b""
         self._way_back = WayBack(route.upstreams, settings.public_url.partition("://")[0], route.mapping)
         self._up = _Actions(self._upwards)
         written = frozenset(name.lower() for name, _ in route.response_set)
@@ -190,6 +195,8 @@ class RouteHeaders:
             return _COOKIE
         if lower == folded and folded in _EDGE:
             return _DROP if self._prefix and folded == _FORWARDED_PREFIX else _EDGE_ONLY
+        if lower == FIELD and self._moves:
+            return _DROP
         # `Content_Length` is Content-Length to whoever makes CGI variables of it, and another length than the one read here.
         if folded in HOP_BY_HOP or folded in _OURS or folded in _RESERVED or folded in self._strip:
             return _DROP
@@ -234,6 +241,10 @@ class RouteHeaders:
         out.append(kept)
         if b"max-forwards" in head.values:  # its meaning depends on the method: not a thing to be kept with the others
             out.append(b"Max-Forwards: %b\r\n" % _one_less(head, head.values[b"max-forwards"]))
+        if self._moves and FIELD in head.values:
+            found = read_destination(head.values[FIELD])
+            if found is not None:  # else the gate has not let it pass
+                out.append(b"Destination: %b\r\n" % found.within(self._mapping, self._origin))
         out.append(_request_framing(head))
         out.append(_VIA[head.minor])
         out.append(origin.fields)

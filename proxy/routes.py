@@ -94,6 +94,14 @@ class Route:
             response_remove=frozenset(name.lower().encode() for name in (*response.remove, *route.response.remove)),
         )
 
+    def serves_with(self, other: Route) -> bool:
+        """Whether what both routes lead to is one app, which both show in the same place."""
+        return (self.upstreams, self.mapping, self.preserve_host) == (
+            other.upstreams,
+            other.mapping,
+            other.preserve_host,
+        )
+
 
 class Match(NamedTuple):
     """What takes a request. `path` is the canonical one, for rules.
