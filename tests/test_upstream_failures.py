@@ -92,9 +92,7 @@ class TestEveryFailure:
             async with peer(silent) as server, world_before(server.url) as world:
                 waiting = asyncio.ensure_future(reason(world))
                 await until(lambda: server.open == 1)
-                while not waiting.done():
-                    world.later(61)
-                    await asyncio.sleep(0.01)
+                await world.ages_until(waiting.done)
                 assert await waiting == (504, "upstream_response_timeout")
                 await until(lambda: not server.open)
 
