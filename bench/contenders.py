@@ -252,11 +252,12 @@ class Postern(Contender):
 
     name = "postern"
     title = "Postern"
+    template: ClassVar[str] = "postern.toml"
     metrics = 0  # the port they are served on, in versions that have them
 
     def argv(self) -> Sequence[str | Path]:
         config = self.world.write(
-            "postern.toml",
+            self.template,
             port=self.port,
             secret=secrets.token_urlsafe(48),
             logto=self.sandbox(),
@@ -283,7 +284,23 @@ class Postern(Contender):
         return said_by(self.world.postern, "--version").split()[-1]
 
 
-ALL: Final = (Nginx, Postern, Caddy, Apache, Naive, Direct)
+class OneRoute(Postern):
+    """Postern with one route, which anybody may pass who is signed in."""
+
+    name = "one-route"
+    title = "Postern, one route without rules"
+    template = "postern-one-route.toml"
+
+
+class TenRoutes(Postern):
+    """Postern with ten routes, and five rules to look at for each request."""
+
+    name = "ten-routes"
+    title = "Postern, ten routes, five rules"
+    template = "postern-ten-routes.toml"
+
+
+ALL: Final = (Nginx, Postern, Caddy, Apache, Naive, Direct, OneRoute, TenRoutes)
 
 
 def said_by(*argv: str | Path) -> str:

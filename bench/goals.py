@@ -19,6 +19,8 @@ class Goal:
     rival: str | None
     bound: float
     at_least: bool = True
+    ours: str = "postern"
+    over: str | None = None  # another scenario, whose figure for the same the one in `scenario` is divided by
 
     def reached(self, found: Figure) -> bool:
         """Whether the median is on the right side."""
@@ -26,9 +28,15 @@ class Goal:
 
     def figure(self, samples: Sequence[Sample]) -> Figure | None:
         """What was measured; None when this run did not measure it."""
-        if self.rival is None:
-            return figures.of(samples, self.scenario, "postern", self.metric)
-        return figures.ratio(samples, self.scenario, self.metric, "postern", self.rival)
+        if self.rival is not None:
+            return figures.ratio(samples, self.scenario, self.metric, self.ours, self.rival)
+        found = figures.of(samples, self.scenario, self.ours, self.metric)
+        if self.over is None or found is None:
+            return found
+        base = figures.of(samples, self.over, self.ours, self.metric)
+        if base is None:
+            return None
+        return Figure(found.median / base.median, found.low / base.high, found.high / base.low, found.rounds)
 
 
 GOALS = (
@@ -38,5 +46,21 @@ GOALS = (
     Goal("small GETs per CPU-second, of the naive gateway's", "small", "per_cpu", "naive", 40),
     Goal("10 MiB answers: throughput, of bare nginx's", "10m", "mib", "nginx", 0.7),
     Goal("p99 at half of the peak rate, of bare nginx's", "latency", "p99", "nginx", 3, at_least=False),
+    Goal(
+        "forward-auth answers per CPU-second, of relayed small GETs'",
+        "forward-auth",
+        "per_cpu",
+        None,
+        1.2,
+        over="small",
+    ),
+    Goal(
+        "small GETs with ten routes and five rules, of one route's without",
+        "rules",
+        "per_cpu",
+        "one-route",
+        0.95,
+        ours="ten-routes",
+    ),
     Goal("KiB for each idle WebSocket", "sockets", "kib", None, 24, at_least=False),
 )

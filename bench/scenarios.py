@@ -207,6 +207,15 @@ SCENARIOS: Final = (
         possible=answers_forward_auth,
     ),
     Scenario(
+        "rules",
+        "Small GETs through ten routes with five rules, and through one without any",
+        ("one-route", "ten-routes"),
+        tuple(replace(column, versus=False) for column in _REQUESTS),
+        closed("/small", 32),
+        rounds=5,
+        quick_rounds=2,
+    ),
+    Scenario(
         "latency",
         "Small GETs at half of Postern's peak rate, open loop",
         ("direct", "nginx", "postern"),

@@ -81,13 +81,27 @@ def test_goals(goal: Goal, value: float, reached: bool) -> None:
 def test_goals_speak_of_what_is_measured() -> None:
     known = {one.name: one for one in scenarios.SCENARIOS}
     for goal in GOALS:
-        assert {"postern", goal.rival or "postern"} <= set(known[goal.scenario].contenders)
+        assert {goal.ours, goal.rival or goal.ours} <= set(known[goal.scenario].contenders)
+        assert goal.ours in known[goal.over or goal.scenario].contenders
         assert any(goal.metric == column.metric for column in known[goal.scenario].columns)
 
 
 def test_scenarios_name_contenders_that_there_are() -> None:
     names = {kind.name for kind in contenders.ALL}
-    assert all(set(one.contenders) <= names and "postern" in one.contenders for one in scenarios.SCENARIOS)
+    assert all(set(one.contenders) <= names for one in scenarios.SCENARIOS)
+
+
+def test_one_scenario_over_another() -> None:
+    goal = Goal("", "forward-auth", "per_cpu", None, 1.2, over="small")
+    samples = [
+        *(sample("postern", number, "forward-auth", per_cpu=value) for number, value in enumerate((110, 120, 130))),
+        *(sample("postern", number, per_cpu=value) for number, value in enumerate((90, 100, 110))),
+    ]
+    found = goal.figure(samples)
+    assert found is not None
+    assert (found.median, found.low, found.high) == (1.2, 1.0, 130 / 90)
+    assert goal.reached(found)
+    assert goal.figure(samples[:3]) is None
     assert len({one.name for one in scenarios.SCENARIOS}) == len(scenarios.SCENARIOS)
 
 
