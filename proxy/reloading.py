@@ -27,6 +27,13 @@ FIXED: Final[tuple[tuple[str, ...], ...]] = (
     ("session", "store"),
     ("session", "idle"),
     ("session", "lifetime"),
+    ("session", "outage_grace"),
+    ("session", "connect_timeout"),
+    ("session", "command_timeout"),
+    ("session", "connections"),
+    ("session", "retries"),
+    ("session", "cache_entries"),
+    ("session", "cache_bytes"),
     ("metrics",),
     ("tracing",),
 )

@@ -31,6 +31,7 @@ _WAIT_SECONDS: Final = 20.0  # how long a request waits at most; Logto's own tim
 _STORE_SECONDS: Final = 120.0  # how long it is tried to store what Logto gave
 _AGAIN_SECONDS: Final = 5.0  # after a failure; twice as long after each more, up to
 _AGAIN_SECONDS_MOST: Final = 60.0
+_STORE_AGAIN_SECONDS: Final = 1.0  # after the store has not answered, for what nobody waits for
 _FAILURES: Final = 10_000
 _DRAIN_SECONDS: Final = 5.0
 # What Logto says of a person and their sign-in; any other error is about this gateway or about Logto itself.
@@ -58,11 +59,14 @@ class Renewals:
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
         self._again_at: dict[str, tuple[float, float]] = {}  # id -> time.monotonic() of the next try, and its pause
+        self._store_again_at = 0.0  # time.monotonic()
         store.on_due(self.due)
         store.renewer = self.renewed
 
     def due(self, cookie: str, session: Session) -> None:
         """Renew a session in the background, unless that is being done or has just failed."""
+        if time.monotonic() < self._store_again_at:
+            return  # without it there is neither claim nor token: one line a second says so, not one for each request
         if session.id not in self._jobs and self._may_try(session.id):
             self._start(cookie, session.id, urgent=False)
 
@@ -128,6 +132,7 @@ class Renewals:
             done = await self._claim_and_renew(job, session_id)
         except StoreUnavailable as error:
             _log.warning("session %s is not renewed: %s", session_id, error)
+            self._store_again_at = time.monotonic() + _STORE_AGAIN_SECONDS
             return False
         except Exception:  # noqa: BLE001 -- the session goes on for its grace, whatever we stumbled over
             _log.exception("session %s is not renewed", session_id)

@@ -40,7 +40,7 @@ from proxy.renewal import Renewals
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.server import Server
-from proxy.session import SessionStore, cookie_name, open_store
+from proxy.session import SessionStore, bounds_of, cookie_name, open_store
 from proxy.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Gateway:
                 asyncio.get_running_loop().call_later(RETIRE_SECONDS, self.log_place.close)
             self.log_place = place
         self.keyring.rotate(settings.seal_secrets)
+        self.store.bounds = bounds_of(settings)
         self.upstreams.keep(
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
         )

@@ -94,7 +94,7 @@ class MemoryStore(SessionStore):
         found = self._find(cookie)
         if found is None:
             return None
-        held_from = session.held_from(self._bounds.renewal_grace)
+        held_from = session.held_from(self.bounds.renewal_grace)
         if now >= held_from:
             return Miss.MISS
         kept.quiet_until = min(held_from, session.expires_at, session.renew_at)
@@ -117,7 +117,7 @@ class MemoryStore(SessionStore):
             _log.warning("session %s ended early: no room for more than %d in memory", oldest, self._limit)
             self._drop(oldest)
         holder = Holder.new()
-        recheck = self._bounds.recheck
+        recheck = self.bounds.recheck
         session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
         kept = self._sessions[holder.id] = self._by_cookie[holder.cookie] = _Kept(holder.cookie, session, grant.tokens)
         for index in _indexes(session):
@@ -138,7 +138,7 @@ class MemoryStore(SessionStore):
         if after is not None and found.tokens != after:
             return session
         self._unindex(session)
-        session.become(refreshed(session, grant, self._clock(), self._bounds.recheck))
+        session.become(refreshed(session, grant, self._clock(), self.bounds.recheck))
         for index in _indexes(session):
             self._indexes.setdefault(index, {})[session.id] = found
         found.tokens = grant.tokens
@@ -312,14 +312,7 @@ def _indexes(session: Session) -> list[tuple[str, str]]:
 
 def open_store(settings: Settings, keyring: KeyRing, *, clock: Callable[[], float] = time.time) -> SessionStore:
     """Make the store that the settings name, without touching it. ValueError when its URL cannot be one."""
-    session = settings.session
-    bounds = Bounds(
-        cache_entries=session.cache_entries,
-        cache_bytes=session.cache_bytes,
-        renewal_grace=session.renewal_grace,
-        outage_grace=session.outage_grace,
-        recheck=settings.logto.recheck,
-    )
+    session, bounds = settings.session, bounds_of(settings)
     if session.store.startswith("memory:"):
         return MemoryStore(idle=session.idle, lifetime=session.lifetime, clock=clock, bounds=bounds)
     # Loaded only where it is wanted: a gateway with sessions in memory starts without the Redis client.
@@ -329,6 +322,18 @@ def open_store(settings: Settings, keyring: KeyRing, *, clock: Callable[[], floa
     reach = Reach(session.connect_timeout, session.command_timeout, session.connections, session.retries)
     idle, lifetime = session.idle, session.lifetime
     return RedisStore(session.store, keyring, idle=idle, lifetime=lifetime, clock=clock, bounds=bounds, reach=reach)
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """What a store keeps to under these settings."""
+    session = settings.session
+    return Bounds(
+        cache_entries=session.cache_entries,
+        cache_bytes=session.cache_bytes,
+        renewal_grace=session.renewal_grace,
+        outage_grace=session.outage_grace,
+        recheck=settings.logto.recheck,
+    )
 
 
 def cookie_name(settings: Settings) -> str:

@@ -151,7 +151,7 @@ class RedisStore(SessionStore):
     def _graceful(self, cookie: str) -> Session | None:
         """A session known from before Redis went away, while that is not longer ago than is allowed."""
         since = self._records.down_since
-        if since is None or time.monotonic() - since >= self._bounds.outage_grace:
+        if since is None or time.monotonic() - since >= self.bounds.outage_grace:
             return None
         session = self._cache.stale(cookie)
         return session if session is not None and session.alive(self._clock(), self._idle) else None
@@ -159,7 +159,7 @@ class RedisStore(SessionStore):
     def _attend(self, entry: Entry, now: float) -> float | None:
         """A session in the cache is used: note that when it is time to, have it renewed when it is time to."""
         session = entry.session
-        held_from = session.held_from(self._bounds.renewal_grace)
+        held_from = session.held_from(self.bounds.renewal_grace)
         if now >= held_from or not session.alive(now, self._idle):
             return None
         self._note_use(entry, now)
@@ -174,7 +174,7 @@ class RedisStore(SessionStore):
     @override
     async def create(self, grant: Grant, *, browser: str, address: str) -> tuple[Session, str]:
         holder, now = Holder.new(), self._clock()
-        recheck = self._bounds.recheck
+        recheck = self.bounds.recheck
         session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
         stored = encode_session(self._ring, session, holder.proof)
         tokens = encode_tokens(self._ring, grant.tokens, holder)
@@ -197,7 +197,7 @@ class RedisStore(SessionStore):
         if after is not None and tokens != after:
             return self._cache.adopt(old)
         now = self._clock()
-        session = refreshed(old, grant, now, self._bounds.recheck)
+        session = refreshed(old, grant, now, self.bounds.recheck)
         if session.sid is not None and session.sid != old.sid:
             await self._records.index(sid_index(session.sid), holder.id, session.expires_at, now)
         stored = encode_session(self._ring, session, holder.proof)

@@ -62,7 +62,7 @@ class SessionStore(ABC):
         self._idle = idle
         self._lifetime = lifetime
         self._clock = clock
-        self._bounds = bounds
+        self.bounds = bounds  # others may be set, to hold from each session's next renewal on
         # For sessions that must not wait: set by whoever can renew their tokens.
         self.renewer: Callable[[str, Session], Awaitable[Session | None]] | None = None
         # Where workers leave word for each other, in a store that they share.
@@ -70,11 +70,6 @@ class SessionStore(ABC):
         self._on_end: list[Callable[[str], None]] = []
         self._on_due: list[Callable[[str, Session], None]] = []
         self._on_leftover: list[Callable[[Tokens], None]] = []
-
-    @property
-    def bounds(self) -> Bounds:
-        """What this store keeps to."""
-        return self._bounds
 
     def alive(self, session: Session) -> bool:
         """Whether a session counts now: it has neither come to its end nor been idle for too long."""
@@ -86,10 +81,12 @@ class SessionStore(ABC):
 
     async def load(self, cookie: str) -> Session | None:
         """Find the session of `cookie` and note that it was used; with its tokens renewed, where that cannot wait."""
-        session = await self.read(cookie)
+        session, now = await self.read(cookie), self._clock()
         if session is None or self.renewer is None:
             return session
-        if self._clock() < session.held_from(self._bounds.renewal_grace):
+        if now < session.held_from(self.bounds.renewal_grace):
+            if now >= session.renew_at:  # what never peeks, or finds nothing there, is use as well
+                self._due(cookie, session)
             return session
         return await self.renewer(cookie, session)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from proxy.account import Visit
 from proxy.claims import Identity
+from proxy.session import Bounds, MemoryStore, Session
 from tests.gateway_world import FETCH, NAVIGATE, ROUTES, TOKENS, World, settings_for
 
 MORE = """
@@ -132,6 +135,28 @@ def test_a_stale_cookie_hides_no_valid_one(world: World) -> None:
     stale = valid.partition("=")[0] + "=1.AAAAAAAAAAAAAAAAAAAAAA." + "A" * 43
     for field in (f"{stale}; {valid}", f"{valid}; {stale}", f'_logto={{"appId":"x"}}; {valid}'):
         assert world.get("/.postern/me", FETCH, Cookie=field).status == 200
+
+
+@pytest.mark.parametrize("path", ["/.postern/", "/.postern/me"])
+def test_who_looks_at_what_is_said_of_them_has_logto_asked(tmp_path: Path, path: str) -> None:
+    """Somebody who only ever polls `/me` must not keep the roles of long ago until the tokens run out."""
+    later = 0.0
+    store = MemoryStore(idle=1e6, lifetime=1e6, clock=lambda: time.time() + later, bounds=Bounds(recheck=300.0))
+    asked: list[str] = []
+    with World(settings_for(tmp_path), store) as world:
+        tokens = replace(TOKENS, access_expires_at=time.time() + 3600, refresh_token="refresh")
+        cookie = world.sign_in(tokens=tokens)
+        store.on_due(lambda _cookie, session: asked.append(session.id))
+
+        async def nobody(_cookie: str, session: Session) -> Session:
+            return session
+
+        store.renewer = nobody
+        world.runner.run(world.ask("GET", path, FETCH | {"Cookie": cookie}))
+        assert asked == []
+        later = 301.0
+        world.runner.run(world.ask("GET", path, FETCH | {"Cookie": cookie}))
+        assert set(asked) == {cookie.partition("=")[2].split(".")[1]}
 
 
 def test_a_visit_shows_no_cookie(world: World) -> None:

@@ -142,6 +142,13 @@ CHANGES: dict[str, tuple[str, str]] = {
     "session.store": ("REDIS_URL", "redis://elsewhere:6379/0"),
     "session.idle": ("POSTERN_SESSION__IDLE", "1h"),
     "session.lifetime": ("POSTERN_SESSION__LIFETIME", "30d"),
+    "session.outage_grace": ("POSTERN_SESSION__OUTAGE_GRACE", "60s"),
+    "session.connect_timeout": ("POSTERN_SESSION__CONNECT_TIMEOUT", "3s"),
+    "session.command_timeout": ("POSTERN_SESSION__COMMAND_TIMEOUT", "3s"),
+    "session.connections": ("POSTERN_SESSION__CONNECTIONS", "8"),
+    "session.retries": ("POSTERN_SESSION__RETRIES", "7"),
+    "session.cache_entries": ("POSTERN_SESSION__CACHE_ENTRIES", "100"),
+    "session.cache_bytes": ("POSTERN_SESSION__CACHE_BYTES", "1MiB"),
     "metrics": ("POSTERN_METRICS__LISTEN", "127.0.0.1:9464"),
     "tracing": ("POSTERN_TRACING__ENABLED", "true"),
 }
@@ -174,6 +181,8 @@ class TestMerged:
             ("POSTERN_LIMITS__HEAD_TIMEOUT", "1s"),
             ("POSTERN_LOG__LEVEL", "debug"),
             ("POSTERN_DRAIN__TIMEOUT", "1s"),
+            ("POSTERN_LOGTO__RECHECK", "1m"),
+            ("POSTERN_SESSION__RENEWAL_GRACE", "1m"),
         ],
     )
     def test_everything_else_may_change(self, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -141,8 +141,7 @@ def test_in_time_and_in_the_background(make: Make) -> None:
             await world.settled()
             assert world.logto.asked == []
             world.clock.offset += 0.85 * LIFE
-            found = await used(world)
-            assert found.identity.roles == ("dev",), "nobody waits"
+            assert (await world.load()).identity.roles == ("dev",), "nobody waits"
             await world.settled()
             assert world.logto.asked == ["refresh-0"]
             assert (await world.load()).identity.roles == ("ops",)
@@ -152,6 +151,48 @@ def test_in_time_and_in_the_background(make: Make) -> None:
             assert world.logto.asked == ["refresh-0"]
 
     run(conversation())
+
+
+def test_another_interval_holds_from_the_next_renewal_on(make: Make) -> None:
+    async def conversation() -> None:
+        async with make() as world:
+            world.store.bounds = replace(world.store.bounds, recheck=60.0)
+            world.clock.offset += 61
+            await world.load()
+            await world.settled()
+            assert world.logto.asked == [], "this one was promised its time at the sign-in"
+            world.clock.offset += LIFE
+            await world.load()
+            world.clock.offset += 61
+            await world.load()
+            await world.settled()
+            assert world.logto.asked == ["refresh-0", "refresh-1"]
+
+    run(conversation())
+
+
+def test_while_the_store_is_away_the_background_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    class Away(MemoryStore):
+        async def claim(self, name: str, ttl: float) -> str | None:
+            raise StoreUnavailable("away")
+
+    async def conversation() -> None:
+        clock = Clock()
+        store = Away(idle=1e6, lifetime=1e7, clock=clock, bounds=Bounds(renewal_grace=600.0))
+        renewals = Renewals(store, clock=clock)
+        renewals.refresh = Logto(clock).refresh
+        _, cookie = await store.create(Logto(clock).grant(), browser="b", address="a")
+        clock.offset += 0.85 * LIFE
+        began = time.monotonic()
+        for _ in range(100):
+            assert await store.load(cookie) is not None
+            await until(lambda: not renewals._jobs)
+        lines = [record for record in caplog.records if record.name == "postern.renewal"]
+        assert 1 <= len(lines) <= 1 + (time.monotonic() - began)
+        await renewals.close()
+        await store.close()
+
+    asyncio.run(conversation())
 
 
 async def used(world: World) -> Session:

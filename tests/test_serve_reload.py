@@ -140,6 +140,17 @@ def test_rules_and_headers_of_people_who_are_signed_in() -> None:
     run(work())
 
 
+def test_how_often_logto_is_asked_about_people() -> None:
+    async def work() -> None:
+        async with relay_world(POSTERN_LOGTO__RECHECK="1h") as world:
+            world.gateway.adopt(changed(world, POSTERN_LOGTO__RECHECK="1m", POSTERN_SESSION__RENEWAL_GRACE="2m"))
+            bounds = world.gateway.store.bounds
+            assert (bounds.recheck, bounds.renewal_grace) == (60.0, 120.0)
+            assert world.gateway.renewals._store.bounds is bounds
+
+    run(work())
+
+
 class TestWhatIsKept:
     def test_connections_to_servers_that_are_still_named(self) -> None:
         async def work() -> None:
