@@ -48,9 +48,7 @@ class Mirror:
         self._read_again = read_again
         self._resumed = resumed
         self._trackers: dict[Server, asyncio.Task[None]] = {}
-        self._dismissed: set[asyncio.Task[None]] = (
-            set()
-        )  # trackers of servers that hold nothing any more, on their way out
+        self._dismissed: set[asyncio.Task[None]] = set()  # trackers of masters no more, on their way out
         self._closed = False
         self._to_read: dict[str, str | None] = {}  # session id -> cookie, where that is known
         self._reader: asyncio.Task[None] | None = None

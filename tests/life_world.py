@@ -176,6 +176,20 @@ def _bare() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 
+def peers(pid: int, port: int) -> list[int]:
+    """The other ends' ports of the established connections to `port` that a process holds (proc(5))."""
+    held = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.add(str(fd.readlink()))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [
+        int(row[2].split(":")[1], 16)
+        for row in rows
+        if int(row[1].split(":")[1], 16) == port and row[3] == "01" and f"socket:[{row[9]}]" in held
+    ]
+
+
 async def metrics(port: int) -> dict[tuple[str, ...], float]:
     """Series -> value: its name, then its labels' values in the order of their names."""
     async with httpx2.AsyncClient() as client:

@@ -21,9 +21,8 @@ from tests.redis_server import RedisServer, redis_server
 
 T = TypeVar("T")
 IDLE, LIFETIME = 1000.0, 5000.0  # seconds
-LATE = (
-    60.0  # seconds: a use may be noted that much late, so a session may end that much before its last use would have it
-)
+# Seconds: a use may be noted that much late, so a session may end that much before its last use would have it.
+LATE = 60.0
 RING = KeyRing([b"k" * 32])
 SUBS, SIDS = ("ada", "bob"), ("sid-1", "sid-2", None)
 HEARD_WITHIN = 20.0  # seconds of the real clock for one worker to hear of what another has done: milliseconds, in truth

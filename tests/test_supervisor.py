@@ -18,7 +18,7 @@ from proxy.listening import bind
 from proxy.settings import Listen, Settings
 from proxy.supervisor import Supervisor, pause_after
 from tests.e2e.processes import free_port
-from tests.life_world import GET, Life, Load, life, metrics
+from tests.life_world import GET, Life, Load, life, metrics, peers
 from tests.redis_server import RedisServer
 from tests.relay_world import Upstream, run, settings_for
 
@@ -66,7 +66,7 @@ class TestWork:
                 assert await number(port, *answered()) == 40
                 assert await number(port, "postern_connections") == 40
                 assert await number(port, "postern_workers") == 2
-                first, second = (len(sockets(pid, running.port)) for pid in running.workers())
+                first, second = (len(peers(pid, running.port)) for pid in running.workers())
                 assert first + second == 40
                 assert min(first, second) >= 8, (first, second)
 
@@ -92,20 +92,6 @@ class TestWork:
                 await supervisor.run(lambda: pytest.fail("nobody is ready"))
 
         run(work())
-
-
-def sockets(pid: int, port: int) -> list[str]:
-    """The established connections to `port` that a process holds (proc(5))."""
-    held = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            held.add(str(fd.readlink()))
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [
-        row[9]
-        for row in rows
-        if int(row[1].split(":")[1], 16) == port and row[3] == "01" and f"socket:[{row[9]}]" in held
-    ]
 
 
 class TestEnds:
