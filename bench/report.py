@@ -93,7 +93,8 @@ def markdown(result: Result) -> str:
 
 def _preamble(result: Result) -> str:
     facts, samples = result.facts, result.samples
-    versions = ", ".join(f"{TITLES[name].partition(',')[0]} {version}" for name, version in facts["versions"].items())
+    named = (f"{TITLES[name].partition(',')[0]} {version}" for name, version in facts["versions"].items())
+    versions = ", ".join(dict.fromkeys(named))  # Postern runs with other settings, too
     foreign = figures.figure([sample.foreign for sample in samples])
     load = figures.figure([sample.load for sample in samples])
     rounds = figures.figure([sample.round + 1.0 for sample in samples])
