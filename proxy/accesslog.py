@@ -15,8 +15,8 @@ import time
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from proxy.gate import Verdict
     from proxy.request import Request
+    from proxy.verdict import Verdict
 
 _WORDS_KEPT: Final = 2048  # hosts, users, routes … kept as they are written
 _FLUSH_SECONDS: Final = 0.2
@@ -27,6 +27,8 @@ _SHORT_PATH: Final = 256  # characters of a path in a line that would be too lon
 _LAST_SECONDS: Final = 2.0  # how long the end of the process may wait for the last lines to be taken
 # What json.dumps itself uses for strings: quotes, controls and everything outside ASCII are escaped, so that nothing a
 # client sends can end a line or begin another.
+_VIA_SHORT: Final = {"cookie": "", "bearer": " via=bearer", "password": " via=password"}
+_VIA: Final = {"cookie": "", "bearer": ',"via":"bearer"', "password": ',"via":"password"'}
 _escape: Final = json.encoder.encode_basestring_ascii
 
 
@@ -92,6 +94,7 @@ class AccessLog:
             session.identity.sub if session is not None else "",
             request.seconds * 1000,
             request.body_out,
+            session.via if session is not None else "cookie",
         )
 
     def refused(self, peer: str, request_id: bytes, verdict: Verdict) -> None:
@@ -122,6 +125,7 @@ class AccessLog:
         user: str,
         milliseconds: float,
         sent: int,
+        via: str = "cookie",
     ) -> None:
         if len(self._lines) >= _GATHERED:
             self._lose(1)
@@ -131,16 +135,17 @@ class AccessLog:
                 f'{{"time":{time.time():.3f},"event":"request","id":{_escape(request_id)},"client":{_known[client]},'
                 f'"method":{_known[method]},"host":{_known[host]},"path":{_escape(path)},"status":{status},'
                 f'"route":{_known[route]},"outcome":{_known[outcome]},"user":{_known[user]},'
-                f'"ms":{milliseconds:.2f},"bytes":{sent}}}\n'
+                f'"ms":{milliseconds:.2f},"bytes":{sent}{_VIA[via]}}}\n'
             )
         else:
+            who = _escape(user or "-")[1:-1] + _VIA_SHORT[via]
             line = (
                 f"{time.strftime('%H:%M:%S')} {status} {method} {_escape(host + path)[1:-1]} {milliseconds:.1f} ms {sent} B "
-                f"route={route or '-'} {outcome} user={_escape(user or '-')[1:-1]} id={_escape(request_id)[1:-1]}\n"
+                f"route={route or '-'} {outcome} user={who} id={_escape(request_id)[1:-1]}\n"
             )
         if len(line) > _LONG_LINE and len(path) > _SHORT_PATH:
             path = path[:_SHORT_PATH]
-            self._add(request_id, client, method, host, path, status, route, outcome, user, milliseconds, sent)
+            self._add(request_id, client, method, host, path, status, route, outcome, user, milliseconds, sent, via)
             return
         self._lines.append(line)
         if self._timer is None:

@@ -19,19 +19,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.claims import Identity
-from proxy.gate import Call, Kind, Verdict
+from proxy.credentials import REALM
 from proxy.pages import Action, Fact, Pages
 from proxy.policy import Reason
 from proxy.redirects import ReturnPaths
 from proxy.routes import normalise_host
 from proxy.settings import Settings
 from proxy.texts import Locale, choose_locale, has_text, text
+from proxy.verdict import Call, Kind, Verdict
 
 RETRY_AFTER: Final = "5"  # seconds; a store or Logto that restarts is back by then, and a person has not left yet
 
 # RFC 9110 11.6.1 wants a challenge with every 401. No registered scheme means "a session cookie", and Basic or Bearer
-# would make clients ask for credentials that nobody takes here; what a client does not know it ignores.
-_CHALLENGE: Final = {"WWW-Authenticate": 'Cookie realm="postern"'}
+# would make clients ask for credentials that most routes do not take; what a client does not know it ignores.
+_COOKIES_ONLY: Final = f'Cookie realm="{REALM}"'
 
 _WEIGHT: Final = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|\Z)", re.IGNORECASE)
 _URL_SAFE: Final = string.punctuation
@@ -228,6 +229,8 @@ class Answers:
         match verdict.kind:
             case Kind.UNAUTHENTICATED | Kind.SIGN_IN:
                 return self.unauthenticated(request)
+            case Kind.REJECTED:
+                return self._rejected(request, verdict)
             case Kind.FORBIDDEN:
                 return self._forbidden(request, verdict)
             case Kind.UPSTREAM:
@@ -280,14 +283,29 @@ class Answers:
             reason="sign_in_too_old" if again else "not_signed_in",
             as_page=shown,
             actions=[Action("action.sign_in_again" if again else "action.sign_in", sign_in)],
-            headers=_CHALLENGE,
+            headers=_challenge(request),
             sign_in=sign_in,
+        )
+
+    def _rejected(self, request: Request, verdict: Verdict) -> Response:
+        """401 for a program, never a page and never a way to sign in: it has nobody who could."""
+        programs = verdict.route.programs if verdict.route is not None else None
+        challenge = programs.challenge("invalid_token", verdict.detail) if programs is not None else _COOKIES_ONLY
+        return self.answer(
+            request,
+            "invalid_credential",
+            401,
+            detail=f"{text(locale_of(request), 'invalid_credential.text')} ({verdict.detail})",
+            as_page=False,
+            headers={"WWW-Authenticate": challenge},
         )
 
     def _forbidden(self, request: Request, verdict: Verdict) -> Response:
         if verdict.session is None:
             return self.answer(request, "forbidden_guest", 403, reason=verdict.reason)
         identity = verdict.session.identity
+        if verdict.session.via != "cookie":
+            return self._program_forbidden(request, verdict)
         locale = locale_of(request)
         key = f"forbidden.{verdict.reason}"
         why = text(locale, key if has_text(key) else "forbidden.other")
@@ -312,11 +330,29 @@ class Answers:
             sign_in=switch,
         )
 
+    def _program_forbidden(self, request: Request, verdict: Verdict) -> Response:
+        """403 for a program; one with a token may have got too few scopes (RFC 6750 3.1)."""
+        headers = None
+        if verdict.session is not None and verdict.session.via == "bearer":
+            headers = {"WWW-Authenticate": f'Bearer realm="{REALM}", error="insufficient_scope"'}
+        return self.answer(
+            request, "forbidden", 403, reason=verdict.reason, detail=verdict.detail, as_page=False, headers=headers
+        )
+
     def reload(self, request: Request) -> Sequence[Action]:
         """A button that asks for the same page again, where asking again does nothing twice."""
         if request.method not in ("GET", "HEAD"):
             return ()
         return [Action("action.reload", self.return_url(call_of(request)))]
+
+
+def _challenge(request: Request) -> Mapping[str, str]:
+    """What a program is asked for that has shown nothing."""
+    verdict = call_of(request).verdict
+    programs = verdict.route.programs if verdict.route is not None else None
+    by_browser = "sec-fetch-mode" in request.headers or "x-requested-with" in request.headers
+    asked = programs.challenge(by_browser=by_browser) if programs is not None else ""
+    return {"WWW-Authenticate": asked or _COOKIES_ONLY}
 
 
 def _without_query(url: str) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from proxy.bodies import chunk
-from proxy.gate import Call, bad_request
 from proxy.http1 import Fields, RequestHead
+from proxy.verdict import Call, bad_request
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection

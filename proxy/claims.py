@@ -28,6 +28,8 @@ class Identity:
     discord_username: str | None = None
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
     guild_groups: tuple[str, ...] = ()  # names that the settings give to roles in Discord guilds; nothing Logto says
+    client: str | None = None  # the application at Logto that an access token was issued to; only programs have one
+    scopes: tuple[str, ...] = ()  # what that token is good for
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -44,6 +46,11 @@ class Identity:
             organizations=tuple(one for one in self.organizations if one == organization),
             organization_roles=tuple(role for role in self.organization_roles if role.startswith(organization + ":")),
         )
+
+    @property
+    def is_program(self) -> bool:
+        """Whether this is who an access token speaks of: known only by what stands in it, whatever else may be true."""
+        return self.client is not None
 
     @property
     def display(self) -> str:

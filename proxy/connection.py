@@ -15,11 +15,11 @@ from proxy.bodies import ChunkedBody, LengthBody, request_body
 from proxy.errors import MalformedRequest, UpstreamProblem
 from proxy.exchange import Exchange
 from proxy.forwarding import NOBODY, Peer
-from proxy.gate import Kind, Verdict, bad_request, upstream_failed
 from proxy.http1 import RequestHead, read_request
 from proxy.refusal import refusal
 from proxy.request import Request
 from proxy.tunnel import ClientTunnel
+from proxy.verdict import Kind, Verdict, bad_request, upstream_failed
 from proxy.wire import FOREVER, Wire
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.bodies import chunk, last_chunk
 from proxy.errors import UpstreamFailed, UpstreamProblem
-from proxy.gate import upstream_failed
 from proxy.http1 import Fields, ResponseHead, connection_options
 from proxy.pool import Pool, by_load
 from proxy.tunnel import ClientTunnel
 from proxy.upstream import UpstreamConnection
+from proxy.verdict import upstream_failed
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection

@@ -13,12 +13,13 @@ from proxy.assertion import HEADER
 from proxy.claims import identity_from_claims
 from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
-from proxy.gate import Gate, Guilds, Verdict
+from proxy.gate import Gate, Guilds
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import RouteTable
 from proxy.serve import route_headers
 from proxy.session import MemoryStore, Session
 from proxy.settings import Settings
+from proxy.verdict import Verdict
 
 _ASSERTION: Final = re.compile(rb"(?m)^(%b: )[^\r\n]*" % re.escape(HEADER))
 

@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 from proxy.errors import MalformedRequest
 from proxy.forwarding import Origin
-from proxy.gate import Kind, Verdict
 from proxy.http1 import RequestHead, is_authority
+from proxy.verdict import Kind, Verdict
 
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}")
 _TARGET: Final = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*")
@@ -123,6 +123,11 @@ def refused_for_nginx(
             quote(url, safe="").encode("ascii"),
             again,
         )
+    elif verdict.kind is Kind.REJECTED:
+        programs = verdict.route.programs if verdict.route is not None else None
+        challenge = programs.challenge("invalid_token", verdict.detail) if programs is not None else ""
+        status = b"401 Unauthorized"
+        location = b"WWW-Authenticate: %b\r\n" % challenge.encode("ascii", "replace")
     elif verdict.kind is Kind.UNAVAILABLE:
         status = b"503 Service Unavailable\r\nRetry-After: 5"
     else:

@@ -2,22 +2,21 @@
 
 Everything that forwards or answers asks here: the relay for each request, the gateway app for its pages. A verdict is
 reached synchronously and without I/O whenever the session is already in this process; otherwise `judge` returns None and
-`judge_later` asks the store. Nothing passes without a verdict of kind PASS, and every verdict carries its reason.
+`judge_later` asks the store. On routes that take programs' credentials one of those stands in a cookie's place, and decides
+alone. Nothing passes without a verdict of kind PASS, and every verdict carries its reason.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 from proxy import cookies
-from proxy.claims import Identity
+from proxy.credentials import AUTHORIZATION, Credential, Rejected, Scheme
 from proxy.destinations import FIELD, read_destination
-from proxy.errors import StoreUnavailable, UpstreamProblem
+from proxy.errors import LogtoUnavailable, StoreUnavailable
 from proxy.forwarding import Address, loops
 from proxy.http1 import RequestHead
 from proxy.membership import Doubt, Member, Members
@@ -25,126 +24,24 @@ from proxy.policy import Decision, Policy, Reason, RequestFacts
 from proxy.routes import Match, Route, RouteTable, normalise_host
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
+from proxy.verdict import OWN, Kind, Verdict, bad_request, signed_out
 
 # Session cookies looked at in one request. A page on a sibling host can plant some beside the right one, but each costs a
 # question to the store, and a head has room for hundreds.
 _COOKIES_TRIED: Final = 4
-
-
-class Kind(Enum):
-    """What becomes of a request."""
-
-    PASS = "pass"  # noqa: S105 -- a verdict, not a password
-    OWN = "own"  # below the gateway's own prefix
-    SIGN_IN = "sign_in"  # a navigation without a session, or one of too long ago: 302 to Logto
-    UNAUTHENTICATED = "unauthenticated"  # anything else without a session: 401
-    FORBIDDEN = "forbidden"  # a session, but no rule allows it: 403
-    FOREIGN_ORIGIN = "foreign_origin"  # a WebSocket opened by another site's page: 403
-    NOT_FOUND = "no_route"  # 404
-    AMBIGUOUS = "ambiguous_path"  # 400: could be read as a path with other rules
-    LOOP = "loop_detected"  # 508: this very gateway has forwarded it before
-    BAD_REQUEST = "bad_request"  # the relay could not read it: 4xx or 501, see `status`
-    UNAVAILABLE = "store_unavailable"  # the session store, or Discord, cannot be asked: 503
-    UPSTREAM = "upstream"  # the app behind failed: 502 or 504, see `status`
-    OVERLOADED = "overloaded"  # too many connections: 503
-
-
-class Verdict:
-    """What the gate says of one request, with the reason that pages, logs and `explain` show.
-
-    `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
-    where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in.
-    """
-
-    __slots__ = ("decision", "detail", "groups", "kind", "reason", "route", "session", "status")
-
-    def __init__(
-        self,
-        kind: Kind,
-        *,
-        route: Route | None = None,
-        session: Session | None = None,
-        decision: Decision | None = None,
-        status: int = 0,
-        reason: str = "",
-        detail: str = "",
-        groups: tuple[str, ...] = (),
-    ) -> None:
-        self.groups = groups
-        self.kind = kind
-        self.route = route
-        self.session = session
-        self.decision = decision
-        self.status = status
-        self.reason = reason or kind.value
-        self.detail = detail
-
-    @property
-    def identity(self) -> Identity | None:
-        """Who is there, as the app is told."""
-        if self.session is None:
-            return None
-        identity = self.session.identity
-        if self.route is not None and self.route.organization is not None:
-            identity = identity.within(self.route.organization)
-        return replace(identity, guild_groups=self.groups) if self.groups else identity
-
-    @property
-    def told(self) -> object:
-        """What the identity fields for the app are kept under: they are the same for the same of these, in one session."""
-        return (self.route, self.groups) if self.groups else self.route
-
-    def __repr__(self) -> str:
-        return f"Verdict({self.kind.name}, route={self.route.name if self.route else None}, reason={self.reason!r})"
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the gateway app is told about a request, in `scope["postern"]`."""
-
-    verdict: Verdict
-    request_id: str
-    client: str  # address of the client, trusted proxies taken off
-    scheme: str  # as the browser sees it
-    host: str  # as the browser sees it, with its port
-    url: str  # absolute, as the browser asked for it
-
-
-OWN: Final = Verdict(Kind.OWN)
 _UNSEEN: Final = RequestFacts(method="", path="", client=None, now=0.0)  # for policies that ask only who is there
 _NOWHERE: Final[Members] = {}
 _LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
 
-def upstream_failed(problem: UpstreamProblem, route: Route | None, session: Session | None) -> Verdict:
-    """The verdict for a request that passed the gate but got no usable answer."""
-    return Verdict(Kind.UPSTREAM, route=route, session=session, status=problem.status, reason=problem.value)
+class Verifier(Protocol):
+    """Whom one kind of credential lets in: see `bearer.BearerTokens`."""
 
+    def peek(self, credential: Credential) -> Session | Rejected | Literal[Miss.MISS]:
+        """Answer without waiting, or MISS: ask `verify`."""
 
-def bad_request(status: int, detail: str) -> Verdict:
-    """The verdict for bytes that are no acceptable request."""
-    return Verdict(Kind.BAD_REQUEST, status=status, detail=detail)
-
-
-def signed_out(head: RequestHead, route: Route | None) -> Verdict:
-    """The verdict for a request whose session has ended before it was answered."""
-    navigation = head.upgrade is None and is_navigation(head.method, head.values)
-    kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
-    return Verdict(kind, route=route, status=302 if navigation else 401)
-
-
-def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:
-    """Whether a browser would show the answer as a page, so that sending it to a sign-in makes sense.
-
-    Fetch metadata decides where the browser sends it. A prefetch is not a person's wish: it must not start a sign-in, nor may
-    an old browser's XHR, which only `X-Requested-With` gives away.
-    """
-    if method not in (b"GET", b"HEAD") or b"prefetch" in values.get(b"sec-purpose", values.get(b"purpose", b"")):
-        return False
-    mode = values.get(b"sec-fetch-mode")
-    if mode is not None:
-        return mode == b"navigate"
-    return b"text/html" in values.get(b"accept", b"") and b"x-requested-with" not in values
+    async def verify(self, credential: Credential) -> Session | Rejected:
+        """Find out; raises StoreUnavailable or LogtoUnavailable when nobody can tell."""
 
 
 class Guilds(Protocol):
@@ -173,11 +70,13 @@ class Gate:
         routes: RouteTable,
         store: SessionStore,
         guilds: Guilds | None = None,
+        verifiers: Mapping[Scheme, Verifier] | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`guilds` knows who is in which Discord guild; None: nobody does."""
+        """`guilds` knows who is in which Discord guild; None: nobody does. `verifiers` know programs by their credentials."""
         self.routes = routes
+        self._verifiers = verifiers or {}
         self._guilds = guilds
         self._group_names = settings.discord.groups if settings.discord is not None else {}
         self._store = store
@@ -193,7 +92,8 @@ class Gate:
         match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
-        session = self._peek(head)
+        credential = self.presented(head, match.route)
+        session = self._peek(head) if credential is None else self._peek_credential(credential)
         if session is Miss.MISS:
             return None
         verdict = self.decide(head, host, client, match, session)
@@ -204,9 +104,19 @@ class Gate:
         match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
+        credential = self.presented(head, match.route)
         try:
-            session = await self.session_of(head.values.get(b"cookie"))
+            if credential is None:
+                session: Session | Rejected | None = await self.session_of(head.values.get(b"cookie"))
+            else:
+                session = await self._verified(credential)
+        except LogtoUnavailable as error:
+            return Verdict(
+                Kind.UNAVAILABLE, route=match.route, status=503, reason="logto_unavailable", detail=str(error)
+            )
         except StoreUnavailable as error:
+            if credential is not None:
+                return Verdict(Kind.UNAVAILABLE, route=match.route, status=503, detail=str(error))
             # Fail closed, yet sign nobody out: the cookie is kept. What needs no session goes on, as nobody's request.
             verdict = self.decide(head, host, client, match, None)
             if verdict.kind is Kind.PASS:
@@ -218,6 +128,23 @@ class Gate:
             await self._guilds.learn(policy.guilds, user)
             verdict = self.decide(head, host, client, match, session)
         return verdict
+
+    @staticmethod
+    def presented(head: RequestHead, route: Route | None) -> Credential | None:
+        """The credential of a program that decides about a request to `route`, in the place of any cookie."""
+        if route is None or route.programs is None or AUTHORIZATION not in head.values:
+            return None
+        return route.programs.presented(head.values)
+
+    def _peek_credential(self, credential: Credential) -> Session | Rejected | Literal[Miss.MISS]:
+        verifier = self._verifiers.get(credential.scheme)
+        if verifier is None or not credential.value:
+            return Rejected("it cannot be read")
+        return verifier.peek(credential)
+
+    async def _verified(self, credential: Credential) -> Session | Rejected:
+        found = self._peek_credential(credential)
+        return found if found is not Miss.MISS else await self._verifiers[credential.scheme].verify(credential)
 
     def use(self, head: RequestHead) -> bool:
         """Note that the session a request was let pass for is in use; False when only `session_of` can."""
@@ -308,12 +235,16 @@ class Gate:
         return None
 
     def decide(
-        self, head: RequestHead, host: str, client: Address | None, match: Match, session: Session | None
+        self, head: RequestHead, host: str, client: Address | None, match: Match, session: Session | Rejected | None
     ) -> Verdict:
-        """Judge a request whose route has been found, for the person of `session` (None: nobody is signed in)."""
+        """Judge a request whose route has been found, for the person of `session` (None: nobody is signed in), or whose
+        credential has been rejected.
+        """
         route = match.route
         if route is None:  # match has answered this already; never pass what has no route
             return Verdict(Kind.NOT_FOUND, status=404)
+        if isinstance(session, Rejected):
+            return Verdict(Kind.REJECTED, route=route, status=401, detail=session.detail)
         policy = route.policy
         facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
         decision = policy.decide(session.identity if session is not None else None, facts)
@@ -380,7 +311,7 @@ class Gate:
 
     @staticmethod
     def _refusal(head: RequestHead, route: Route, session: Session | None, decision: Decision) -> Verdict:
-        if decision.needs_sign_in:
+        if decision.needs_sign_in and (session is None or session.via == "cookie"):
             verdict = signed_out(head, route)
             verdict.decision, verdict.session = decision, session
             if session is not None:  # but not lately enough: whoever answers asks for the person, not for the cookie

@@ -28,7 +28,7 @@ from proxy.account import Account, Visits
 from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
 from proxy.assertion import signer_of
 from proxy.errors import PosternError, StoreUnavailable
-from proxy.gate import Gate, Kind
+from proxy.gate import Gate
 from proxy.identity import RelyingParty
 from proxy.notices import Notices
 from proxy.own_sessions import OwnSessions
@@ -38,6 +38,7 @@ from proxy.session import SessionStore
 from proxy.settings import Settings
 from proxy.signin import SignIn
 from proxy.signout import Revocations, SignOut
+from proxy.verdict import Kind
 
 _log = logging.getLogger("postern.gateway")
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from proxy import assertion, cookies
 from proxy.claims import Identity, Tokens
+from proxy.credentials import AUTHORIZATION
 from proxy.destinations import FIELD, read_destination
 from proxy.encodings import encoded_words, percent_encoded
 from proxy.forwarding import PSEUDONYM, Origin
@@ -81,6 +82,7 @@ _DROP: Final = 1
 _EDGE_ONLY: Final = 2  # kept from a trusted proxy
 _COOKIE: Final = 3  # kept without our own cookies
 _PLACE: Final = 4  # kept, as browsers see places
+_CREDENTIAL: Final = 5  # kept, unless it is one that the gateway takes
 _FORWARDED_PREFIX: Final = b"x-forwarded-prefix"
 
 _ENCODINGS: Final[Mapping[str, Callable[[bytes], bytes] | None]] = {
@@ -176,6 +178,7 @@ class RouteHeaders:
         self._down = _Actions(lambda name: _DROP if name.lower() in taken_off else _downwards(name))
         self._answer_fields = b"".join(b"%b: %b\r\n" % field for field in route.response_set)
         self._silent = b"cache-control" in route.response_remove  # what the app says of caching is not passed on
+        self._programs = route.programs
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
         self._encode = _ENCODINGS[settings.identity.encoding]
@@ -193,6 +196,8 @@ class RouteHeaders:
         lower, folded = name.lower(), fold(name)
         if lower == b"cookie":
             return _COOKIE
+        if lower == AUTHORIZATION and self._programs is not None and not self._programs.passed_on:
+            return _CREDENTIAL
         if lower == folded and folded in _EDGE:
             return _DROP if self._prefix and folded == _FORWARDED_PREFIX else _EDGE_ONLY
         if lower == FIELD and self._moves:
@@ -269,6 +274,8 @@ class RouteHeaders:
                 left = cookies.strip(field[1], self._own_cookies)
                 if left:
                     out.append(b"%b: %b\r\n" % (field[0], left))
+            elif action == _CREDENTIAL and self._programs is not None and self._programs.presented(head.values) is None:
+                out.append(b"%b: %b\r\n" % field)
         return b"".join(out)
 
     def addressed(self, block: bytes, name: bytes) -> bytes:

@@ -130,6 +130,11 @@ def check_issued(claims: Mapping[str, Any], *, issuer: str, client_id: str, now:
     if claims.get("iss") != issuer:
         raise BadToken("its iss is another issuer")
     _check_audience(claims, client_id)
+    check_times(claims, now)
+
+
+def check_times(claims: Mapping[str, Any], now: float) -> None:
+    """Raise BadToken unless signed `claims` are of a token that is valid at `now` (epoch seconds)."""
     if now - LEEWAY >= time_of(claims, "exp"):
         raise BadToken("it has expired")
     if time_of(claims, "iat") > now + LEEWAY:

@@ -23,6 +23,7 @@ import httpx2
 from logto import LogtoConfig, LogtoException
 from logto.models.response import TokenResponse
 
+from proxy.access_tokens import AccessToken
 from proxy.attempts import ATTEMPT_SECONDS, Attempt, Attempts
 from proxy.authorization import Wishes, authorization_url, with_query
 from proxy.claims import Grant, Identity, Tokens, identity_from_claims
@@ -214,6 +215,10 @@ class RelyingParty:
         if tokens is not None and await self._is_current(tokens.id_token):
             extras["id_token_hint"] = tokens.id_token
         return with_query(url, extras)
+
+    async def access(self, token: str) -> AccessToken:
+        """Return what an access token for an API resource says; raises BadToken, and LogtoUnavailable without Logto's keys."""
+        return await self._published.access(token)
 
     async def logout(self, logout_token: str) -> LogoutToken:
         """Return whom `logout_token`, sent by Logto of its own accord, signs out, once.

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
 from typing_extensions import override
 
+from proxy.access_tokens import ACCESS_TOKEN, AccessToken, read_access_token
 from proxy.errors import LogtoUnavailable
 from proxy.id_tokens import ID_TOKEN, KeySet, UnknownKey, check_id_token, has_key, signed_claims
 from proxy.lastgood import LastGood
@@ -124,6 +125,11 @@ class Published:
         claims = self._signed(token, LOGOUT_TOKEN)
         settings = self._settings
         return read_logout_token(claims, issuer=settings.issuer, client_id=settings.app_id, now=self._clock())
+
+    async def access(self, token: str) -> AccessToken:
+        """Return what an access token for an API resource says that this Logto issued; raises BadToken, LogtoUnavailable."""
+        await self.prepare(token, ACCESS_TOKEN)
+        return read_access_token(self._signed(token, ACCESS_TOKEN), issuer=self._settings.issuer, now=self._clock())
 
     def _signed(self, token: str, typ: str) -> dict[str, Any]:
         metadata, keys = self.metadata.value, self.keys.value

@@ -108,6 +108,8 @@ class _Rule:
     methods: Values
     paths: Values
     discord_users: Values
+    clients: Values
+    scopes: frozenset[frozenset[str]] | None  # sets of scopes, of one of which an access token must have every one
     guild: GuildRule | None
     signed_in_within: float | None  # seconds
 
@@ -126,6 +128,8 @@ class _Rule:
             methods=set_of(rule.methods),
             paths=set_of(rule.paths),
             discord_users=None if rule.discord is None else set_of(rule.discord.users),
+            clients=set_of(rule.clients),
+            scopes=None if rule.scopes is None else frozenset(frozenset(one.split(" ")) for one in rule.scopes),
             guild=GuildRule.compiled(rule.discord),
             signed_in_within=rule.signed_in_within,
         )
@@ -137,7 +141,7 @@ class _Rule:
             criterion is not None
             for criterion in (
                 self.users, self.usernames, self.emails, self.email_domains, self.roles, self.organizations,
-                self.organization_roles, self.claims, self.discord_users, self.guild,
+                self.organization_roles, self.claims, self.discord_users, self.clients, self.scopes, self.guild,
                 self.signed_in_within,
             )
         )  # fmt: skip
@@ -167,7 +171,35 @@ class _Rule:
             and (self.email_domains is None or domain_of(identity.email) in self.email_domains)
             and (self.discord_users is None or identity.discord_id in self.discord_users)
             and (self.claims is None or all(claim_holds(identity.claims, claim) for claim in self.claims))
+            and (self.clients is None or identity.client in self.clients)
+            and (self.scopes is None or any(scopes.issubset(identity.scopes) for scopes in self.scopes))
         )
+
+    def could_fit(self, identity: Identity) -> bool:
+        """Whether nothing that an access token says speaks against every criterion about persons holding.
+
+        It names a subject, a client and scopes, and of everything else only what somebody had put into it: who is banned by a
+        role must not come in by a token that is silent on roles.
+        """
+        told = identity.claims
+        return (
+            (self.users is None or identity.sub in self.users)
+            and (self.clients is None or identity.client in self.clients)
+            and (self.scopes is None or any(scopes.issubset(identity.scopes) for scopes in self.scopes))
+            and (self.usernames is None or identity.username is None or identity.username in self.usernames)
+            and (self.roles is None or "roles" not in told or not self.roles.isdisjoint(identity.roles))
+            and (self.emails is None or identity.email is None or folded(identity.email) in self.emails)
+            and (
+                self.email_domains is None or identity.email is None or domain_of(identity.email) in self.email_domains
+            )
+            and (self.discord_users is None or identity.discord_id is None or identity.discord_id in self.discord_users)
+        )
+
+    def speaks_of(self, identity: Identity | None) -> bool:
+        """Whether a rule of `deny` is to be taken as one about `identity`; nobody is in none that is about persons."""
+        if identity is None:
+            return not self.personal
+        return self.could_fit(identity) if identity.is_program else self.fits_person(identity)
 
     def fits_request(self, facts: RequestFacts, *, deny: bool) -> bool:
         """Whether every criterion about the request holds.
@@ -186,7 +218,7 @@ class _Rule:
         if self.guild is None:
             return True
         if identity is None or identity.discord_id is None:
-            return False
+            return deny and identity is not None and identity.is_program  # a token says nothing of Discord
         if self.guild.guild not in facts.members:
             return None
         return self.guild.holds(facts.members[self.guild.guild], facts.now, deny=deny)
@@ -203,6 +235,7 @@ class _Rule:
             all(at_least(mine, theirs) for mine, theirs in self._sets(other))
             and self.guild in (None, other.guild)
             and claims_covered(self.claims, other.claims)
+            and (self.scopes is None or (other.scopes is not None and other.scopes <= self.scopes))
             and networks_covered(self.networks, other.networks)
             and (
                 self.paths is None
@@ -219,6 +252,7 @@ class _Rule:
             yield getattr(self, name), getattr(other, name)
         yield self.email_domains, other.email_domains
         yield self.discord_users, other.discord_users
+        yield self.clients, other.clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +349,7 @@ class Policy:
     def decide(self, identity: Identity | None, facts: RequestFacts) -> Decision:
         """Whether `identity` (None: nobody is signed in) may make the request that `facts` describe."""
         for one in self._deny:
-            person = not one.personal if identity is None else one.rule.fits_person(identity)
-            if person and (one.anytime or one.rule.fits_request(facts, deny=True)):
+            if one.rule.speaks_of(identity) and (one.anytime or one.rule.fits_request(facts, deny=True)):
                 member = one.rule.fits_member(identity, facts, deny=True)
                 if member is None:
                     return _UNKNOWN

@@ -21,11 +21,11 @@ from proxy.exchange import Exchange
 from proxy.forwardauth import Asked, Dialect, allowed, dialect_of, refused_for_nginx
 from proxy.forwardauth import read as read_question
 from proxy.forwarding import Peer
-from proxy.gate import OWN, Call, Kind, Verdict, bad_request, signed_out
 from proxy.headers import forwards_left, request_id_from
 from proxy.http1 import RequestHead
 from proxy.refusal import options_answer
 from proxy.session import Session
+from proxy.verdict import OWN, Call, Kind, Verdict, bad_request, signed_out
 
 if TYPE_CHECKING:
     from proxy.connection import ClientConnection
@@ -178,7 +178,8 @@ class Request:
 
         It must neither idle away under somebody's hands nor miss the renewal that would tell that they may not go on.
         """
-        if self.verdict is not None and self.verdict.session is not None and not self._relay.plan.gate.use(self.head):
+        session = self.verdict.session if self.verdict is not None else None
+        if session is not None and session.via == "cookie" and not self._relay.plan.gate.use(self.head):
             self._relay.keep(asyncio.get_running_loop().create_task(self._look_up()))
 
     async def _look_up(self) -> None:
@@ -252,7 +253,7 @@ class Request:
             return
         renew_at, block = session.blocks.get(verdict.told, _NO_BLOCK)
         if renew_at < self._relay.now:
-            if lane.headers.needs_tokens:
+            if lane.headers.needs_tokens and session.via == "cookie":
                 self._later(self._act_with_tokens(lane, verdict))
                 return
             self._make_room(session)
@@ -275,7 +276,7 @@ class Request:
             self._tell(b"")  # the gateway's own paths need no permission, and the proxy relays them to the gateway
         elif verdict.kind is Kind.PASS and verdict.route is not None:
             headers = self._plan.lanes[verdict.route].headers
-            if headers.needs_tokens and verdict.session is not None:
+            if headers.needs_tokens and verdict.session is not None and verdict.session.via == "cookie":
                 self._later(self._tell_with_tokens(headers, verdict))
             else:
                 self._tell(self._answer_block(headers, verdict))

@@ -41,6 +41,16 @@ Scalar = str | int | float | bool
 
 _NAME: Final = pattern(r"[a-z0-9-]{1,63}", "a route's name", "lower-case letters, digits and hyphens")
 _TEXT: Final = Notation(string, "a string", {"type": "string", "minLength": 1})
+_SCOPES: Final = pattern(
+    r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*",
+    "scopes",
+    'a scope such as "read:reports", or several with spaces',
+)
+_AUDIENCE: Final = pattern(
+    r"[A-Za-z][A-Za-z0-9+.-]*:[^\s#]+",
+    "an API resource",
+    'an API resource\'s identifier such as "https://api.example.com"',
+)
 _METHOD: Final = pattern(HTTP_TOKEN, "a method", "a method such as GET")
 _EMAIL: Final = pattern(r"[^@\s]+@[^@\s]+", "an e-mail address", "an e-mail address")
 _ORGANIZATION: Final = optional(
@@ -220,6 +230,14 @@ class RuleSettings(Section):
         default=None, min_length=1, description="Paths as browsers see them, each with everything below."
     )
     discord: DiscordRule | None = Field(default=None, description="The linked Discord account.")
+    clients: tuple[Annotated[str, _TEXT], ...] | None = Field(
+        default=None, min_length=1, description="Programs, by their application's id in Logto. Holds for no session."
+    )
+    scopes: tuple[Annotated[str, _SCOPES], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description='Scopes of an access token; `"read write"` asks for both. Holds for no session.',
+    )
     signed_in_within: Annotated[float, _FRESHNESS] | None = Field(
         default=None,
         description="Longest time since the person last signed in for real; later they are asked to again. Only in `allow`.",
@@ -285,6 +303,7 @@ class CommonResponse(ResponseSettings):
 
 
 _Upstream = Annotated[str, UPSTREAM]
+_Audience = Annotated[str, _AUDIENCE]
 
 
 def _meet(one: str, other: str) -> bool:
@@ -333,6 +352,16 @@ class RouteSettings(Section):
     )
     websocket_origins: tuple[Annotated[str, _ORIGIN], ...] = written(
         (), "Origins whose pages may open WebSockets with a session, besides this site's own."
+    )
+    bearer: Annotated[
+        tuple[_Audience, ...], BeforeValidator(one_or_more, json_schema_input_type=_Audience | tuple[_Audience, ...])
+    ] = written(
+        (),
+        "API resources in Logto, by identifier, whose access tokens programs may present as `Authorization: Bearer`. "
+        "Default: none.",
+    )
+    pass_authorization: Annotated[bool, FLAG] = written(
+        False, "Let the app see the credential that a program was let in by."
     )
     body_bytes: Annotated[int | None, optional(size(0, 1 << 50))] = written(
         None, "The body of a request; 0: no limit. Default: `limits.body_bytes`."

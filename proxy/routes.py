@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
+from proxy.credentials import Programs
 from proxy.paths import PLAIN, interpretations, readings
 from proxy.policy import Policy
 from proxy.rewriting import PathMap
@@ -41,6 +42,7 @@ class Route:
     folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
     paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
     whose members alone it is for. `websocket_origins` are those of foreign pages that may open WebSockets with a session.
+    `programs` is what it takes in a session's place, None where `Authorization` is the app's own.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Route:
     preserve_host: bool
     body_bytes: int | None = None
     organization: str | None = None
+    programs: Programs | None = None
     websocket_origins: frozenset[bytes] = frozenset()
     response_set: tuple[tuple[bytes, bytes], ...] = ()
     response_remove: frozenset[bytes] = frozenset()  # lower case
@@ -87,6 +90,9 @@ class Route:
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
             organization=route.organization,
+            programs=Programs(route.name, frozenset(route.bearer), passed_on=route.pass_authorization)
+            if route.bearer
+            else None,
             websocket_origins=frozenset(origin.encode() for origin in route.websocket_origins),
             response_set=tuple(
                 (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()

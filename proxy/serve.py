@@ -18,8 +18,10 @@ from starlette.applications import Starlette
 from proxy import cookies
 from proxy.accesslog import AccessLog
 from proxy.assertion import signer_of
+from proxy.bearer import BearerTokens
 from proxy.claims import Tokens
 from proxy.counters import Tally
+from proxy.credentials import Scheme
 from proxy.discord import Discord
 from proxy.errors import CannotServe
 from proxy.forwarding import Forwarding
@@ -214,7 +216,7 @@ def _front(
         relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
     discord = _discord(settings, routes, store, keyring, old)
-    gate = Gate(settings, routes, store, discord)
+    gate = Gate(settings, routes, store, discord, {Scheme.BEARER: BearerTokens(relying_party.access)})
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
     app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns, sign_ins)
     limits = settings.limits

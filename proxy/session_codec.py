@@ -23,7 +23,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from proxy.claims import Identity, Tokens
 from proxy.errors import PosternError, Unsealable
@@ -65,6 +65,7 @@ class Session:
     address: str  # client address at the sign-in
     renew_at: float = _NEVER  # from then on its tokens should be renewed; nobody waits for it
     fresh_until: float = _NEVER  # from then on who wants in waits for the renewal
+    via: Literal["cookie", "bearer", "password"] = "cookie"  # by what its holder is known; never kept
     failing_since: float | None = None  # renewals have been failing through no fault of the person's
     blocks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the relay's headers, per route
 

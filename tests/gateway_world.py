@@ -19,7 +19,7 @@ import httpx2
 
 from proxy.claims import Grant, Identity, Tokens
 from proxy.forwarding import parse_address
-from proxy.gate import Call, Gate, Verdict
+from proxy.gate import Gate
 from proxy.gateway import create_app
 from proxy.http1 import read_request
 from proxy.identity import Begun, Finished, RelyingParty
@@ -28,6 +28,7 @@ from proxy.redirects import ReturnPaths
 from proxy.routes import RouteTable
 from proxy.session import MemoryStore, SessionStore
 from proxy.settings import Settings, load
+from proxy.verdict import Call, Verdict
 
 NAVIGATE = {
     "Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8",

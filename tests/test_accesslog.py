@@ -18,17 +18,22 @@ from hypothesis import strategies as st
 from proxy import accesslog
 from proxy.accesslog import AccessLog
 from proxy.claims import Identity
-from proxy.gate import Kind, Verdict, bad_request
 from proxy.request import Request
+from proxy.verdict import Kind, Verdict, bad_request
 
 Form = Literal["json", "console"]
 
 
 def request(
-    path: bytes = b"/x", host: str = "a.example", sub: str = "", client: str = "198.51.100.7", status: int = 200
+    path: bytes = b"/x",
+    host: str = "a.example",
+    sub: str = "",
+    client: str = "198.51.100.7",
+    status: int = 200,
+    via: str = "cookie",
 ) -> Request:
     """What the log looks at in a request."""
-    session = SimpleNamespace(identity=Identity(sub=sub)) if sub else None
+    session = SimpleNamespace(identity=Identity(sub=sub), via=via) if sub else None
     return cast(
         "Request",
         SimpleNamespace(
@@ -70,6 +75,12 @@ def test_a_line_in_json() -> None:
 def test_a_line_for_people() -> None:
     (line,) = lines(request(sub="ada1"), form="console")
     assert line[8:] == " 200 GET a.example/x 12.3 ms 5 B route=- signed_in user=ada1 id=id-1"
+
+
+@pytest.mark.parametrize("via", ["bearer", "password"])
+def test_a_program_is_told_from_a_person(via: str) -> None:
+    assert json.loads(lines(request(sub="ada1", via=via))[0])["via"] == via
+    assert f" user=ada1 via={via} id=" in lines(request(sub="ada1", via=via), form="console")[0]
 
 
 def test_an_answer_cut_short() -> None:

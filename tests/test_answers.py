@@ -15,7 +15,7 @@ from starlette.requests import Request
 from proxy.answers import account_fact, call_of, is_prefetch, redirect, wants_page
 from proxy.claims import Identity
 from proxy.errors import UpstreamProblem
-from proxy.gate import OWN, Kind, Verdict, bad_request, upstream_failed
+from proxy.verdict import OWN, Kind, Verdict, bad_request, upstream_failed
 from tests.gateway_world import FETCH, NAVIGATE, PUBLIC, World, settings_for
 
 PAGE = {"Accept": "text/html"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.gate import Call, Kind
+from proxy.verdict import Call, Kind
 from tests.relay_world import World, relay_world, run
 
 Message = MutableMapping[str, Any]

@@ -15,10 +15,10 @@ from typing import Any, Final
 from proxy import cookies
 from proxy.claims import Grant, Tokens, identity_from_claims
 from proxy.explain import explain_asking
-from proxy.gate import Kind
 from proxy.http1 import read_request
 from proxy.sandbox import SandboxConfig
 from proxy.sandbox.run import running_logto
+from proxy.verdict import Kind
 from tests import discord_stand
 from tests.discord_stand import GUILD, OPS, TOKEN, Clock, DiscordStand, member
 from tests.relay_world import World, relay_world, run

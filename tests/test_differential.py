@@ -29,10 +29,11 @@ import uvicorn
 from typing_extensions import override
 
 from proxy.accesslog import AccessLog
-from proxy.gate import Gate, Kind, Verdict
+from proxy.gate import Gate
 from proxy.headers import FAMILIES, fold
 from proxy.http1 import RequestHead
 from proxy.request import Request
+from proxy.verdict import Kind, Verdict
 from tests.corpus.reading import FILES, Case, cases
 from tests.e2e.processes import free_port
 from tests.relay_world import World, relay_world, run

@@ -18,13 +18,13 @@ from starlette.routing import Route
 
 from proxy.cli import main
 from proxy.errors import UpstreamProblem
-from proxy.gate import Kind
 from proxy.logto_command import VARIABLES
 from proxy.policy import Reason
 from proxy.serve import build
 from proxy.settings import RouteSettings, RuleSettings, Settings, SettingsError, load
 from proxy.texts import TEXTS
 from proxy.tree import SHORT_NAMES, key_at, keys
+from proxy.verdict import Kind
 from scripts.docs import with_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        if words[1:] == ["--version"] or program in ("cp", "export", "pip", "systemctl") or "=" in words[0]:
+        if words[1:] == ["--version"] or program in ("cp", "curl", "export", "git", "pip", "systemctl") or "=" in words[0]:
             continue
         if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]

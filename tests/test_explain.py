@@ -9,8 +9,8 @@ import pytest
 
 from proxy.errors import MalformedRequest
 from proxy.explain import explain, explain_asking
-from proxy.gate import Kind
 from proxy.settings import Settings, load
+from proxy.verdict import Kind
 
 TOML = """
 public_url = "https://apps.example.com"

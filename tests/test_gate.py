@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from proxy.claims import Grant, Identity, Tokens
-from proxy.errors import StoreUnavailable, UpstreamProblem
+from proxy.errors import StoreUnavailable
 from proxy.forwarding import PSEUDONYM
-from proxy.gate import Gate, Kind, Verdict, bad_request, is_navigation, signed_out, upstream_failed
+from proxy.gate import Gate
 from proxy.http1 import RequestHead, read_request
 from proxy.routes import Match, RouteTable
 from proxy.session import MemoryStore, Miss, Session
 from proxy.settings import Settings, load
+from proxy.verdict import Kind, Verdict
 
 CLIENT = ip_address("198.51.100.7")
 NAVIGATION = (b"Sec-Fetch-Mode: navigate", b"Accept: text/html")
@@ -333,36 +334,6 @@ class TestStores:
         many = b"; ".join(b"postern=1.%022d." % number + b"b" * 43 for number in range(500))
         assert site.judge("/x", b"Cookie: " + many).kind is Kind.UNAUTHENTICATED
         assert store.asked <= 4
-
-
-@pytest.mark.parametrize(
-    ("method", "fields", "expected"),
-    [
-        (b"GET", {b"sec-fetch-mode": b"navigate"}, True),
-        (b"HEAD", {b"sec-fetch-mode": b"navigate", b"accept": b"*/*"}, True),
-        (b"GET", {b"sec-fetch-mode": b"no-cors", b"accept": b"text/html"}, False),
-        (b"GET", {b"sec-fetch-mode": b"cors", b"accept": b"text/html"}, False),
-        (b"GET", {b"sec-fetch-mode": b"navigate", b"sec-purpose": b"prefetch;prerender"}, False),
-        (b"GET", {b"accept": b"text/html", b"purpose": b"prefetch"}, False),
-        (b"GET", {b"accept": b"application/xhtml+xml, text/html;q=0.9"}, True),
-        (b"GET", {b"accept": b"text/html", b"x-requested-with": b"XMLHttpRequest"}, False),
-        (b"GET", {b"accept": b"*/*"}, False),
-        (b"GET", {}, False),
-        (b"POST", {b"sec-fetch-mode": b"navigate", b"accept": b"text/html"}, False),
-    ],
-)
-def test_navigations(method: bytes, fields: dict[bytes, bytes], expected: bool) -> None:
-    assert is_navigation(method, fields) is expected
-
-
-def test_verdicts_without_the_gate() -> None:
-    assert bad_request(431, "too large").reason == "bad_request"
-    assert upstream_failed(UpstreamProblem.RESET, None, None).status == 502
-    assert (signed_out(request("/x", *NAVIGATION), None).kind, signed_out(request("/x"), None).status) == (
-        Kind.SIGN_IN,
-        401,
-    )
-    assert repr(bad_request(431, "too large")) == "Verdict(BAD_REQUEST, route=None, reason='bad_request')"
 
 
 SITE_PATHS = [

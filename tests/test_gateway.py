@@ -226,7 +226,7 @@ def test_what_fails_once_the_answer_has_begun_is_the_servers_to_end(world: World
             raise error
 
     async def run() -> None:
-        from proxy.gate import OWN, Call
+        from proxy.verdict import OWN, Call
 
         call = Call(
             OWN, "request-1", "192.0.2.1", "https", "apps.example.com", "https://apps.example.com/.postern/healthz"

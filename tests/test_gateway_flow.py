@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy import cookies
 from proxy.forwarding import parse_address
-from proxy.gate import Call, Gate, Kind
+from proxy.gate import Gate
 from proxy.gateway import create_app
 from proxy.http1 import read_request
 from proxy.identity import RelyingParty
@@ -29,6 +29,7 @@ from proxy.sandbox.run import address, listen, running, running_logto
 from proxy.sealing import KeyRing
 from proxy.session import MemoryStore
 from proxy.settings import Settings, load
+from proxy.verdict import Call, Kind
 from tests.e2e.person import Page, Person
 
 ROUTES = """

@@ -21,7 +21,7 @@ import pytest
 
 from proxy.claims import Grant, Identity, Tokens
 from proxy.errors import StoreUnavailable
-from proxy.gate import OWN, Call, Gate
+from proxy.gate import Gate
 from proxy.gateway import create_app
 from proxy.id_tokens import LEEWAY
 from proxy.identity import RelyingParty
@@ -31,6 +31,7 @@ from proxy.pages import Pages
 from proxy.redirects import ReturnPaths
 from proxy.routes import RouteTable
 from proxy.session import MemoryStore
+from proxy.verdict import OWN, Call
 from tests.forgeries import Forge, after_signing, by_hmac, by_stranger, forge, public_pem, swapped_payload, unsigned
 from tests.identity_bench import RING, settings
 from tests.lying_provider import CLIENT_ID, CLIENT_SECRET, KEYS, LyingProvider, encoded, oauth_error, sign

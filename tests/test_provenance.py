@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.requests import Request
 
-from proxy.gate import OWN, Call
 from proxy.provenance import from_own_page
+from proxy.verdict import OWN, Call
 
 PUBLIC = "https://apps.example.com"
 

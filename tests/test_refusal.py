@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from proxy.gate import Kind, Verdict, bad_request
 from proxy.http1 import read_response
 from proxy.refusal import METHODS, options_answer, refusal
+from proxy.verdict import Kind, Verdict, bad_request
 
 
 @pytest.mark.parametrize(
