@@ -246,8 +246,11 @@ class Gate:
         if isinstance(session, Rejected):
             return Verdict(Kind.REJECTED, route=route, status=401, detail=session.detail)
         policy = route.policy
-        facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
-        decision = policy.decide(session.identity if session is not None else None, facts)
+        if session is not None and not policy.sees_request:
+            facts, decision = _UNSEEN, self._of_person(route, session)
+        else:
+            facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
+            decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):
@@ -257,6 +260,19 @@ class Gate:
         groups = self._groups(facts.members) if facts.members and self._group_names else ()
         reason = decision.reason.value
         return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups)
+
+    def _of_person(self, route: Route, session: Session) -> Decision:
+        """What the policy of `route` says where only who somebody is counts: worked out once for each identity."""
+        identity = session.identity
+        kept = session.decisions.get(route)
+        if kept is not None and kept[0] is identity:
+            decision: Decision = kept[1]
+            return decision
+        decision = route.policy.decide(identity, _UNSEEN)
+        if len(session.decisions) >= 2 * len(self.routes.routes):
+            session.decisions.clear()  # those for routes of earlier settings
+        session.decisions[route] = (identity, decision)
+        return decision
 
     def _facts(
         self, head: RequestHead, client: Address | None, policy: Policy, path: str, session: Session | None

@@ -68,6 +68,7 @@ class Session:
     via: Literal["cookie", "bearer", "password"] = "cookie"  # by what its holder is known; never kept
     failing_since: float | None = None  # renewals have been failing through no fault of the person's
     blocks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the relay's headers, per route
+    decisions: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the gate's, per route
 
     def alive(self, now: float, idle: float) -> bool:
         """Whether it counts at `now`, when `idle` seconds unused are its end. A `seen_at` to come is a clock's skew."""

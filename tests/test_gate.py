@@ -61,6 +61,12 @@ path = "/vault"
 upstream = "http://app:8080"
 allow = [{ roles = ["ops"], signed_in_within = "15m" }, { roles = ["reader"], methods = ["GET"] }]
 [[route]]
+name = "admins"
+host = "apps.example.com"
+path = "/admins"
+upstream = "http://app:8080"
+allow = [{ roles = ["admin"] }]
+[[route]]
 name = "mostly-open"
 host = "apps.example.com"
 path = "/mostly-open"
@@ -427,3 +433,40 @@ def test_an_organizations_route_tells_of_it_alone_and_other_routes_of_all(tmp_pa
         assert verdict.identity.groups == groups
         assert gate.organization_at(f"https://{host}/") == ("acme" if host.startswith("acme") else None)
     assert gate.organization_at("https://nowhere.example/") is None
+
+
+class TestDecisionsKept:
+    """Where only who somebody is counts, rules are looked at once: until somebody is somebody else, or the rules are others."""
+
+    @staticmethod
+    def load(site: Site, cookie: bytes) -> Session:
+        session = asyncio.run(site.gate.session_of(cookie.partition(b": ")[2]))
+        assert session is not None
+        return session
+
+    def test_a_role_that_is_lost_or_won_counts_at_once(self, site: Site) -> None:
+        file_route = next(route for route in site.gate.routes.routes if route.name == "admins")
+        cookie = site.sign_in("ada", "admin")
+        session = self.load(site, cookie)
+        for roles, kind in ((("admin",), Kind.PASS), ((), Kind.FORBIDDEN), (("admin",), Kind.PASS)):
+            session.identity = Identity(sub="ada", roles=roles)
+            for _ in range(3):
+                assert site.judge("/admins/x", cookie).kind is kind
+        assert list(session.decisions) == [file_route]
+
+    def test_other_rules_are_other_decisions_and_old_ones_do_not_pile_up(self, site: Site) -> None:
+        cookie = site.sign_in("ada", "admin")
+        session = self.load(site, cookie)
+        head = request("/admins/x", cookie)
+        for number in range(50):
+            gate = Gate(site.settings, RouteTable.from_settings(site.settings), site.store)
+            verdict = gate.judge(head, "apps.example.com", CLIENT)
+            assert verdict is not None
+            assert verdict.kind is Kind.PASS, number
+        assert len(session.decisions) <= 2 * len(site.gate.routes.routes)
+
+    def test_what_depends_on_the_request_is_never_kept(self, site: Site) -> None:
+        cookie = site.sign_in("ada", "reader")
+        assert site.judge("/vault", cookie).kind is Kind.PASS
+        assert site.judge("/vault", cookie, method="POST").kind is Kind.FORBIDDEN
+        assert self.load(site, cookie).decisions == {}
