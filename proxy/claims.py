@@ -7,9 +7,13 @@ Everything here is read leniently and trusted narrowly. Logto sends `null` for a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
+
+# How Logto's ids look: of users, of applications.
+_LIKE_AN_ID: Final = re.compile(r"[a-z0-9]{12}|[a-z0-9]{21}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,14 @@ class Identity:
     def is_program(self) -> bool:
         """Whether this is who an access token speaks of: known only by what stands in it, whatever else may be true."""
         return self.client is not None
+
+    @property
+    def login(self) -> str:
+        """The name that apps are to know this person by: the username, else the id.
+
+        A username that looks like an id could be somebody's who has no username, and its owner would be that person to the app.
+        """
+        return self.username if self.username and not _LIKE_AN_ID.fullmatch(self.username) else self.sub
 
     @property
     def display(self) -> str:

@@ -16,6 +16,7 @@ from proxy.bodies import chunk, last_chunk
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.http1 import Fields, ResponseHead, connection_options
 from proxy.pool import Pool, by_load
+from proxy.rewriting import led_on
 from proxy.tunnel import ClientTunnel
 from proxy.upstream import UpstreamConnection
 from proxy.verdict import upstream_failed
@@ -190,6 +191,9 @@ class Exchange:
                 client.write(self._fields.interim(head))
             return
         self.started = True
+        verdict = self._request.verdict
+        if verdict is not None and verdict.leaves:
+            head = led_on(head, self._request.sign_out)
         self._chunked_out = head.length is None and self._head.minor == 1
         # What ends by closing towards an HTTP/1.0 client, or has not been read to its end, cannot be followed by more.
         if (head.length is None and self._head.minor == 0) or not client.request_read:

@@ -24,7 +24,7 @@ from proxy.policy import Decision, Policy, Reason, RequestFacts
 from proxy.routes import Match, Route, RouteTable, normalise_host
 from proxy.session import Miss, Session, SessionStore, cookie_name
 from proxy.settings import Settings
-from proxy.verdict import OWN, Kind, Verdict, bad_request, signed_out
+from proxy.verdict import OWN, Kind, Verdict, bad_request, shows_a_page, signed_out
 
 # Session cookies looked at in one request. A page on a sibling host can plant some beside the right one, but each costs a
 # question to the store, and a head has room for hundreds.
@@ -259,7 +259,10 @@ class Gate:
             return refusal
         groups = self._groups(facts.members) if facts.members and self._group_names else ()
         reason = decision.reason.value
-        return Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups)
+        leaves = match.path in route.logout and session is not None and shows_a_page(head.method, head.values)
+        return Verdict(
+            Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups, leaves=leaves
+        )
 
     def _of_person(self, route: Route, session: Session) -> Decision:
         """What the policy of `route` says where only who somebody is counts: worked out once for each identity."""

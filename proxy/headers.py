@@ -129,7 +129,7 @@ def identity_values(identity: Identity) -> dict[str, bytes | None]:
     return {
         "sub": field_value(identity.sub),
         "username": field_value(identity.username),
-        "username_or_sub": field_value(identity.username or identity.sub),
+        "username_or_sub": field_value(identity.login),
         "email": field_value(identity.email),
         "name": field_value(identity.name.strip() if identity.name else None),
         # A role named "a,admin" must not become two groups.
@@ -181,7 +181,8 @@ class RouteHeaders:
         self._programs = route.programs
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
-        self._encode = _ENCODINGS[settings.identity.encoding]
+        self._written = frozenset(name.lower() for name, _ in self._templates)
+        self._encode = _ENCODINGS[route.encoding or settings.identity.encoding]
         self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous and b"cache-control" not in written
         self._signer = signer
@@ -224,7 +225,10 @@ class RouteHeaders:
     def _identity_fields(self, identity: Identity | None, tokens: Tokens | None) -> list[tuple[bytes, bytes | None]]:
         values = identity_values(identity) if identity is not None else {}
         fields: list[tuple[bytes, bytes | None]] = [
-            (name.encode(), values.get(short)) for family in self._families for short, name in family.items()
+            (name.encode(), values.get(short))
+            for family in self._families
+            for short, name in family.items()
+            if name.lower().encode() not in self._written  # the route's own word counts
         ]
         fields += [(name, field_value(template.render(identity, tokens))) for name, template in self._templates]
         if self._encode is not None:

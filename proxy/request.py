@@ -161,6 +161,11 @@ class Request:
         if span is not None:
             span.end(self.status, outcome, received, self.body_out)
 
+    @property
+    def sign_out(self) -> bytes:
+        """Where the gateway signs people out."""
+        return f"{self._plan.own_url}/sign-out".encode()
+
     def rests_on(self, session_ids: frozenset[str]) -> bool:
         """Whether an upstream is serving this request because of one of those sessions."""
         session = self.verdict.session if self.verdict is not None else None

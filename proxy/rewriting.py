@@ -15,6 +15,7 @@ from typing import Final
 
 from proxy import paths
 from proxy.addresses import parse_url
+from proxy.http1 import ResponseHead
 
 PLACES: Final = frozenset((b"location", b"content-location", b"refresh"))  # what of an answer leads somewhere
 _ABSOLUTE: Final = re.compile(rb"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#\\]*)([^?#]*)(.*)", re.DOTALL)
@@ -143,6 +144,21 @@ class WayBack:
         """Whether `domain` is a name that only we know the app by: a browser would throw the whole cookie away."""
         name = _PORT.sub(b"", host.lower())
         return domain in self._hosts and name != domain and not name.endswith(b"." + domain)
+
+
+def led_on(head: ResponseHead, location: bytes) -> ResponseHead:
+    """`head`, of an app's answer to its own sign-out, as one that leads on to `location`: 303 (RFC 9110 15.4.4).
+
+    What the app has done is done, and its word to forget its cookies goes along. So does a body, which nobody will see.
+    """
+    fields = [field for field in head.fields if field[0].lower() not in (b"location", b"refresh")]
+    values = {name: value for name, value in head.values.items() if name not in (b"location", b"refresh")}
+    if head.length is not None:
+        values[b"content-length"] = b"%d" % head.length
+    values[b"location"] = location
+    led = ResponseHead(303, b"See Other", head.minor, [*fields, (b"Location", location)], values)
+    led.length, led.chunked, led.keep_alive = head.length, head.chunked, head.keep_alive
+    return led
 
 
 def authority(url: str) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from proxy.addresses import ROUTE_HOST, UPSTREAM
+from proxy.header_settings import HeaderSettings, ResponseSettings
 from proxy.notation import (
     DOMAIN,
     DURATION,
@@ -33,11 +34,18 @@ from proxy.notation import (
     size,
     string,
 )  # fmt: skip
+from proxy.presets import PRESETS, filled_in
 from proxy.sections import HTTP_TOKEN, SNOWFLAKE, Section, written
-from proxy.templating import ACCEPTED, UNVERIFIED_CLAIMS, Template
+from proxy.templating import UNVERIFIED_CLAIMS
 from proxy.upstream_settings import PREFIX, HealthSettings, Server, UpstreamTls
 
 Scalar = str | int | float | bool
+
+
+def _read_open(value: object) -> str:
+    text = string(value)
+    return PATH.read(text) if text.startswith("/") else text
+
 
 _NAME: Final = pattern(r"[a-z0-9-]{1,63}", "a route's name", "lower-case letters, digits and hyphens")
 _TEXT: Final = Notation(string, "a string", {"type": "string", "minLength": 1})
@@ -51,6 +59,8 @@ _AUDIENCE: Final = pattern(
     "an API resource",
     'an API resource\'s identifier such as "https://api.example.com"',
 )
+_PRESET: Final = optional(choice(*PRESETS))
+_OPEN: Final = Notation(_read_open, "a path, or a word of the preset's such as health", {"type": "string"})
 _METHOD: Final = pattern(HTTP_TOKEN, "a method", "a method such as GET")
 _EMAIL: Final = pattern(r"[^@\s]+@[^@\s]+", "an e-mail address", "an e-mail address")
 _ORGANIZATION: Final = optional(
@@ -67,49 +77,6 @@ _ORIGIN: Final = lowered(
         'an origin such as "https://app.example.com": scheme and host, a port that is not the usual one, nothing else',
     )
 )
-
-# Framing and hop-by-hop fields are each side's own (RFC 9110 7.6.1); the others are the gateway's word on where a request
-# came from, which a template must not be able to forge.
-_FRAMING: Final = frozenset(
-    ("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
-     "transfer-encoding", "upgrade")
-)  # fmt: skip
-_OWN: Final = frozenset(("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"))
-_HEADER_NAME: Final = "a header name that neither frames the message nor says where it came from"
-
-
-def _read_header_name(value: object) -> str:
-    text = pattern(HTTP_TOKEN, "a header name", _HEADER_NAME).read(value)
-    folded = fold_header(text)
-    if folded in _FRAMING or folded in _OWN or folded.startswith("x-postern-"):
-        raise NotationError("belongs to the gateway")
-    return str(text)
-
-
-# An answer's framing, cookies, places and dates are not plain text to be replaced: the gateway reads and writes them itself.
-_NOT_ANSWERED: Final = _FRAMING | {"date", "location", "set-cookie", "via", "x-request-id"}
-_ANSWER_NAME: Final = "a header name, but for framing, cookies, Location, Date, Via and X-Request-Id"
-
-
-def _read_answer_header(value: object) -> str:
-    text = pattern(HTTP_TOKEN, "a header name", _ANSWER_NAME).read(value)
-    if text.lower() in _NOT_ANSWERED:
-        raise NotationError("belongs to the gateway")
-    return str(text)
-
-
-def fold_header(name: str) -> str:
-    """`name` as CGI and WSGI tell names apart: in any case, `_` the same as `-`."""
-    return name.lower().replace("_", "-")
-
-
-def _read_template(value: object) -> str:
-    if not isinstance(value, str):
-        raise NotationError(f"is {kind(value)}")
-    if not value or value != value.strip() or not value.isprintable():
-        raise NotationError("is empty, has spaces at an end, or holds a control character")
-    Template.parse(value)
-    return value
 
 
 def _read_freshness(value: object) -> float:
@@ -153,12 +120,6 @@ _CLAIM_VALUES: Final = Notation(
     {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]},
 )
 _FRESHNESS: Final = Notation(_read_freshness, "a duration of a minute or more, such as 15m", DURATION.schema)
-_HEADER: Final = Notation(_read_header_name, _HEADER_NAME, {"type": "string"})
-_ANSWER_HEADER: Final = Notation(_read_answer_header, _ANSWER_NAME, {"type": "string"})
-_ANSWER_VALUE: Final = pattern(
-    r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", "a header's value", "printable ASCII without spaces at an end"
-)
-_TEMPLATE: Final = Notation(_read_template, ACCEPTED, {"type": "string", "minLength": 1})
 
 
 class DiscordRule(Section):
@@ -257,51 +218,6 @@ class RuleSettings(Section):
         return self
 
 
-class HeaderSettings(Section):
-    """Header fields for the app behind, beside the identity families."""
-
-    set: Mapping[Annotated[str, _HEADER], Annotated[str, _TEMPLATE]] = written(
-        {}, "Fields to set, with templates such as `{email}` for values. A client's are deleted."
-    )
-    remove: tuple[Annotated[str, _HEADER], ...] = written((), "Fields of the client's to take off.")
-
-    @field_validator("set")
-    @classmethod
-    def _each_once(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        seen: dict[str, str] = {}
-        for name in value:
-            other = seen.setdefault(fold_header(name), name)
-            if other is not name:
-                raise mistake(
-                    f"has {quoted(other)} and {quoted(name)}, which apps take for the same", "each header once"
-                )
-        return value
-
-
-class ResponseSettings(Section):
-    """Header fields of the app's answers, changed on the way to the browser."""
-
-    set: Mapping[Annotated[str, _ANSWER_HEADER], Annotated[str, _ANSWER_VALUE]] = written(
-        {}, "Fields to set; the app's own of these names are taken off."
-    )
-    remove: tuple[Annotated[str, _ANSWER_HEADER], ...] = written((), "Fields of the app's to take off.")
-
-    @field_validator("set")
-    @classmethod
-    def _each_once(cls, value: Mapping[str, str]) -> Mapping[str, str]:
-        if len({name.lower() for name in value}) < len(value):
-            raise mistake("has a header twice, in different case", "each header once")
-        return value
-
-
-class CommonHeaders(HeaderSettings):
-    """Header fields for every app."""
-
-
-class CommonResponse(ResponseSettings):
-    """Header fields of every app's answers."""
-
-
 _Upstream = Annotated[str, UPSTREAM]
 _Audience = Annotated[str, _AUDIENCE]
 
@@ -341,8 +257,20 @@ class RouteSettings(Section):
         "Organization in Logto whose members alone may pass, of those whom `allow` lets in. The app is told of no other "
         "organization. Default: none.",
     )
+    preset: Annotated[str | None, _PRESET] = written(
+        None, "The app behind, by name: sets what it wants to be told, and where its own sign-out is. Default: none."
+    )
     headers: HeaderSettings = written({}, "Header fields for the app.")
     response: ResponseSettings = written({}, "Header fields of the app's answers.")
+    encoding: Annotated[
+        Literal["utf-8", "percent", "rfc2047"] | None, optional(choice("utf-8", "percent", "rfc2047"))
+    ] = written(None, "How values outside ASCII are written for this app. Default: `identity.encoding`.")
+    logout: tuple[Annotated[str, PATH], ...] = written(
+        (), "Paths of the app's own sign-out, as browsers see them: whoever goes there is led on to Postern's."
+    )
+    open: tuple[Annotated[str, _OPEN], ...] = written(
+        (), "What is open to everyone all the same: paths, or the preset's words for some, such as `health`."
+    )
     strip_prefix: Annotated[str, PREFIX] = written(
         "", "Beginning of `path` that the app does not get to see; redirects and cookies get it back."
     )
@@ -390,6 +318,30 @@ class RouteSettings(Section):
                     raise mistake(
                         f"names the path {quoted(path)}, where the route is not", f"paths below {quoted(route)}"
                     )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_its_preset(cls, value: object) -> object:
+        return filled_in(value)
+
+    @field_validator("logout", "open")
+    @classmethod
+    def _below_its_path(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        route = str(info.data.get("path", "/"))
+        for path in value:
+            if path.startswith("/") and not f"{path}/".startswith(route.rstrip("/") + "/"):
+                raise mistake(f"names the path {quoted(path)}, where the route is not", f"paths below {quoted(route)}")
+        return value
+
+    @field_validator("open")
+    @classmethod
+    def _known_words(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        preset = PRESETS.get(info.data.get("preset") or "")
+        words = sorted(preset.open) if preset is not None else []
+        for word in value:
+            if not word.startswith("/") and word not in words:
+                raise mistake(f"has {quoted(word)}", "paths" + "".join(f", or {quoted(known)}" for known in words))
         return value
 
     @field_validator("organization")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from proxy.credentials import Programs
+from proxy.header_settings import HeaderSettings, ResponseSettings, fold_header
 from proxy.paths import PLAIN, interpretations, readings
 from proxy.policy import Policy
+from proxy.presets import opened
 from proxy.rewriting import PathMap
-from proxy.route_settings import HeaderSettings, ResponseSettings, fold_header
 from proxy.templating import Template
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Route:
     folded: lower case, `_` as `-`. `servers` are the upstreams with all that is said about them, `mapping` is what becomes of
     paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
     whose members alone it is for. `websocket_origins` are those of foreign pages that may open WebSockets with a session.
-    `programs` is what it takes in a session's place, None where `Authorization` is the app's own.
+    `programs` is what it takes in a session's place, None where `Authorization` is the app's own. `encoding` is that of header
+    values, None as everywhere. `logout` are the paths of the app's own sign-out.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Route:
     body_bytes: int | None = None
     organization: str | None = None
     programs: Programs | None = None
+    encoding: str | None = None
+    logout: frozenset[str] = frozenset()
     websocket_origins: frozenset[bytes] = frozenset()
     response_set: tuple[tuple[bytes, bytes], ...] = ()
     response_remove: frozenset[bytes] = frozenset()  # lower case
@@ -93,6 +97,8 @@ class Route:
             programs=Programs(route.name, frozenset(route.bearer), passed_on=route.pass_authorization)
             if route.bearer
             else None,
+            encoding=route.encoding,
+            logout=frozenset(form for path in route.logout for form in (path, path.rstrip("/") + "/")),
             websocket_origins=frozenset(origin.encode() for origin in route.websocket_origins),
             response_set=tuple(
                 (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()
@@ -107,6 +113,12 @@ class Route:
             other.mapping,
             other.preserve_host,
         )
+
+
+def _open_to_everyone(route: RouteSettings, path: str) -> RouteSettings:
+    """A part of `route` that its app guards itself, credentials included."""
+    more = {"path": path, "name": f"{route.name}-open", "allow": "everyone", "deny": (), "organization": None}
+    return route.model_copy(update={**more, "bearer": (), "logout": ()})
 
 
 class Match(NamedTuple):
@@ -192,7 +204,16 @@ class RouteTable:
     def from_settings(cls, settings: Settings) -> RouteTable:
         """The table of `settings.route`."""
         everywhere = settings.headers, settings.response
-        return cls(Route.from_settings(index, route, *everywhere) for index, route in enumerate(settings.route))
+        named = [Route.from_settings(index, route, *everywhere) for index, route in enumerate(settings.route)]
+        # After all that have a name of their own: what is said of a path itself counts.
+        paths = [(route, path) for route in settings.route for path in opened(route.preset, route.path, route.open)]
+        return cls(
+            named
+            + [
+                Route.from_settings(index, _open_to_everyone(route, path), *everywhere)
+                for index, (route, path) in enumerate(paths, len(named))
+            ]
+        )
 
     def match(self, host: str, raw_path: bytes) -> Match:
         """What takes a request for `raw_path`, the target without its query, on `host`. Total: any bytes get an answer."""

@@ -19,17 +19,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from proxy.addresses import LISTEN, PUBLIC_URL, Listen, parse_url
 from proxy.consistency import contradictions
+from proxy.header_settings import CommonHeaders, CommonResponse, HeaderSettings, ResponseSettings
 from proxy.notation import NETWORK, PREFIX, choice, count, is_loopback, one_or_more, secret
 from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
-from proxy.route_settings import (
-    CommonHeaders,
-    CommonResponse,
-    HeaderSettings,
-    ResponseSettings,
-    RouteSettings,
-    RuleSettings,
-)
+from proxy.route_settings import RouteSettings, RuleSettings
 from proxy.sections import (
     CookieSettings,
     DiscordSettings,

@@ -1,8 +1,8 @@
 """Header values made of a person's identity: `"{name} <{email}>"`, parsed once, rendered per session.
 
-Placeholders: {sub} {username} {name} {email} {roles} {organizations} {organization_roles} {discord.id} {discord.username}
-{claims.PATH} {id_token} {access_token}. `{{` and `}}` are braces. What is absent renders as nothing, and a value made of
-absent things alone is no value at all: an app must not take an empty header for somebody.
+Placeholders: {sub} {username} {login} {name} {email} {roles} {groups} {organizations} {organization_roles} {discord.id}
+{discord.username} {claims.PATH} {id_token} {access_token}. `{{` and `}}` are braces. What is absent renders as nothing, and a
+value made of absent things alone is no value at all: an app must not take an empty header for somebody.
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ def _joined(values: Iterable[str]) -> str | None:
 _PLACEHOLDERS: Final[Mapping[str, _Placeholder]] = {
     "sub": _Placeholder(lambda identity: identity.sub),
     "username": _Placeholder(lambda identity: identity.username),
+    "login": _Placeholder(lambda identity: identity.login),
     "name": _Placeholder(lambda identity: identity.name),
     "email": _Placeholder(lambda identity: identity.email),
     "roles": _Placeholder(lambda identity: _joined(identity.roles)),
+    "groups": _Placeholder(lambda identity: _joined(identity.groups)),
     "organizations": _Placeholder(lambda identity: _joined(identity.organizations)),
     "organization_roles": _Placeholder(lambda identity: _joined(identity.organization_roles)),
     "discord.id": _Placeholder(lambda identity: identity.discord_id),

@@ -37,10 +37,11 @@ class Verdict:
     """What the gate says of one request, with the reason that pages, logs and `explain` show.
 
     `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
-    where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in.
+    where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in. `leaves`: the person is
+    signing out of the app, and is to be led on from its answer.
     """
 
-    __slots__ = ("decision", "detail", "groups", "kind", "reason", "route", "session", "status")
+    __slots__ = ("decision", "detail", "groups", "kind", "leaves", "reason", "route", "session", "status")
 
     def __init__(
         self,
@@ -53,7 +54,9 @@ class Verdict:
         reason: str = "",
         detail: str = "",
         groups: tuple[str, ...] = (),
+        leaves: bool = False,
     ) -> None:
+        self.leaves = leaves
         self.groups = groups
         self.kind = kind
         self.route = route
@@ -112,6 +115,11 @@ def signed_out(head: RequestHead, route: Route | None) -> Verdict:
     navigation = head.upgrade is None and is_navigation(head.method, head.values)
     kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
     return Verdict(kind, route=route, status=302 if navigation else 401)
+
+
+def shows_a_page(method: bytes, values: dict[bytes, bytes]) -> bool:
+    """Whether a browser shows the answer in place of the page that asked: a link followed, or a form sent."""
+    return method in (b"GET", b"POST") and is_navigation(b"GET", values)
 
 
 def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:

@@ -29,7 +29,7 @@ from scripts.docs import with_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
@@ -178,7 +178,8 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        if words[1:] == ["--version"] or program in ("cp", "curl", "export", "git", "pip", "systemctl") or "=" in words[0]:
+        others = ("code-server", "cp", "curl", "export", "filebrowser", "git", "jupyter", "pip", "systemctl")
+        if words[1:] == ["--version"] or program in others or "=" in words[0]:
             continue
         if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]

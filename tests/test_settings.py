@@ -73,7 +73,7 @@ def test_mistakes_are_told_exactly(tmp_path: Path, mistake: dict[str, Any]) -> N
     ("parts", "key"),
     [
         ({"more": "[guilds]\nbot_token = 'hunter2'"}, "guilds"),
-        ({"route_too": "preset = 'grafana'"}, "route[0].preset"),
+        ({"route_too": "profile = 'grafana'"}, "route[0].profile"),
         ({"route_too": "allow = [{ signed_in_after = '1h' }]"}, "route[0].allow[0].signed_in_after"),
         ({"route_too": "deny = [{ discord = { names = ['1'] } }]"}, "route[0].deny[0].discord.names"),
     ],

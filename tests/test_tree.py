@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.route_settings import HeaderSettings, RouteSettings, RuleSettings
+from proxy.header_settings import HeaderSettings
+from proxy.route_settings import RouteSettings, RuleSettings
 from proxy.settings import Settings
 from proxy.tree import Path, dotted, key_at, keys, section_at, value_at, variable
 

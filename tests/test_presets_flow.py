@@ -1,0 +1,146 @@
+"""An app's own sign-out leads on to the gateway's, what is opened is open, and a route's word replaces the family's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.loops import run
+from tests.relay_world import relay_world
+
+TOML = """
+public_url = "http://localhost:3000"
+[logto]
+endpoint = "http://127.0.0.1:9"
+app_id = "a"
+app_secret = "s"
+[[route]]
+name = "grafana"
+path = "/grafana"
+upstream = "UPSTREAM"
+preset = "grafana"
+open = ["health", "/grafana/public"]
+[[route]]
+name = "jenkins"
+upstream = "UPSTREAM"
+preset = "jenkins"
+[[route]]
+name = "webui"
+path = "/webui"
+upstream = "UPSTREAM"
+preset = "open-webui"
+strip_prefix = "/webui"
+"""
+PAGE = ("Sec-Fetch-Mode: navigate", "Accept: text/html")
+
+
+def request(path: str, *fields: str, method: str = "GET") -> bytes:
+    length = ("Content-Length: 0",) if method == "POST" else ()
+    lines = (f"{method} {path} HTTP/1.1", "Host: localhost:3000", *fields, *length, "", "")
+    return "\r\n".join(lines).encode()
+
+
+FORGET = b"Set-Cookie: grafana_session=; Max-Age=0"
+ANSWERS = {
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /grafana/login\r\nSET-COOKIE\r\nContent-Length: 0\r\n\r\n",
+    "a page": b"HTTP/1.1 200 OK\r\nSET-COOKIE\r\nContent-Length: 3\r\n\r\nbye",
+    "a page in chunks": b"HTTP/1.1 200 OK\r\nSET-COOKIE\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbye\r\n0\r\n\r\n",
+    "nothing": b"HTTP/1.1 204 No Content\r\nSET-COOKIE\r\n\r\n",
+    "not changed": b"HTTP/1.1 304 Not Modified\r\nSET-COOKIE\r\nContent-Length: 99\r\n\r\n",
+    "a refresh": b"HTTP/1.1 200 OK\r\nRefresh: 0; url=/elsewhere\r\nSET-COOKIE\r\nContent-Length: 0\r\n\r\n",
+    "a failure": b"HTTP/1.1 500 Oops\r\nSET-COOKIE\r\nContent-Length: 4\r\n\r\noops",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/grafana/logout"), ("POST", "/grafana/logout/"), ("GET", "/grafana/logout?x=1")]
+)
+def test_the_apps_sign_out_leads_on_and_its_cookies_are_forgotten(answer: bytes, method: str, path: str) -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(answer.replace(b"SET-COOKIE", FORGET))
+            cookie = f"Cookie: {(await site.sign_in()).decode()}"
+            client = await site.connect()
+            for _ in range(2):  # what the app said is remembered, its change must not be
+                status, head, _ = await client.ask(request(path, *PAGE, cookie, method=method))
+                assert status == 303
+                assert head.count(b"Location: ") == 1
+                assert b"\r\nLocation: http://localhost:3000/.postern/sign-out\r\n" in head
+                assert b"\r\n%b\r\n" % FORGET in head
+                assert b"Refresh" not in head
+            assert site.upstream.heads[-1].startswith(f"{method} {path} ".encode()), "the app has heard of it"
+
+    run(conversation())
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "signed_in"),
+    [
+        ("/grafana/logout", ("Sec-Fetch-Mode: cors",), True),
+        ("/grafana/logout", (*PAGE, "Sec-Purpose: prefetch"), True),
+        ("/grafana/logouts", PAGE, True),
+        ("/grafana/logout/x", PAGE, True),
+        ("/grafana/public/logout", PAGE, False),
+    ],
+)
+def test_nothing_else_does(path: str, fields: tuple[str, ...], *, signed_in: bool) -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            cookie = (f"Cookie: {(await site.sign_in()).decode()}",) if signed_in else ()
+            status, _, body = await site.ask(request(path, *fields, *cookie))
+            assert (status, body) == (200, b"hi")
+
+    run(conversation())
+
+
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [
+        ("/grafana/api/health", True),
+        ("/grafana/api/health/", True),
+        ("/grafana/public/x.css", True),
+        ("/grafana/api/healthy", False),
+        ("/grafana/api", False),
+        ("/grafana/publics", False),
+        ("/grafana", False),
+        ("/api/health", False),
+        ("/grafana/public/../api", False),
+        ("/grafana/public/%2e%2e/api", False),
+    ],
+)
+def test_what_is_opened_is_open_and_no_more(path: str, *, passes: bool) -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            status, _, _ = await site.ask(
+                request(path, "X-WEBAUTH-USER: admin", "x_webauth_user: admin", "Authorization: Bearer app-token")
+            )
+            assert (status == 200) is passes
+            if passes:
+                assert b"admin" not in site.upstream.heads[-1], "nobody is told to be somebody"
+                assert b"Authorization: Bearer app-token" in site.upstream.heads[-1], "the app asks for its own"
+                assert site.lines()[-1]["route"] == "grafana-open"
+
+    run(conversation())
+
+
+def test_what_the_apps_are_told() -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            person = {"username": None, "name": "Zoë Ⅳ", "email": "zoe@example.com", "roles": ("dev", "ops")}
+            cookie = f"Cookie: {(await site.sign_in(**person)).decode()}"
+            await site.ask(request("/grafana/d/1", cookie))
+            head = site.upstream.heads[-1]
+            assert b"\r\nX-WEBAUTH-USER: user00000001\r\n" in head
+            assert b"\r\nX-WEBAUTH-GROUPS: dev,ops\r\n" in head
+            assert "\r\nX-WEBAUTH-NAME: Zoë Ⅳ\r\n".encode() in head
+            await site.ask(request("/job/x", cookie))
+            head = site.upstream.heads[-1]
+            assert head.count(b"X-Forwarded-User: ") == 1, "the route's word, not beside the family's"
+            assert b"\r\nX-Forwarded-Mail: zoe@example.com\r\n" in head
+            await site.ask(request("/webui/", cookie))
+            assert b"\r\nX-Forwarded-Name: Zo%C3%AB %E2%85%A3\r\n" in site.upstream.heads[-1], "as this app reads it"
+
+    run(conversation())
