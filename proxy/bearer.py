@@ -25,6 +25,7 @@ _REFUSED: Final = 2_000  # and that are not: kept apart, or whoever makes up tok
 _GOOD_SECONDS: Final = 300.0
 _BAD_SECONDS: Final = 10.0  # a token of the next minute, or of a key that is about to be published, may yet become good
 
+OTHER_API: Final = Rejected("it is for another API resource")
 Value = TypeVar("Value")
 
 
@@ -89,7 +90,7 @@ class BearerTokens:
         else:
             known = self._good.get(digest)
             # What rests on a session is told apart by the object: the same token is the same one.
-            session = known.session if known is not None else _session(made, digest, now)
+            session = known.session if known is not None else session_of(made, f"bearer {digest.hex()}", now)
             until = min(made.expires_at, now + _GOOD_SECONDS)
             self._good.put(digest, _Known(session, made.audiences, until))
         found = self._known(digest, programs)
@@ -100,7 +101,7 @@ class BearerTokens:
         known = self._good.get(digest)
         if known is not None and now < known.until:
             if programs.audiences.isdisjoint(known.audiences):
-                return Rejected("it is for another API resource")
+                return OTHER_API
             return known.session
         refused = self._bad.get(digest)
         return refused[0] if refused is not None and now < refused[1] else Miss.MISS
@@ -109,9 +110,10 @@ class BearerTokens:
         return hashlib.blake2b(token.encode(), key=self._key, digest_size=32).digest()
 
 
-def _session(made: AccessToken, digest: bytes, now: float) -> Session:
+def session_of(made: AccessToken, name: str, now: float) -> Session:
+    """What a program is let in by, from `now` (epoch seconds) on. `name` is none that a session has: theirs have no space."""
     return Session(
-        id=f"bearer {digest.hex()}",  # no session's id has a space
+        id=name,
         identity=made.identity,
         sid=None,
         created_at=now,

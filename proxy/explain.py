@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from proxy.access_tokens import read_access_token
 from proxy.assertion import HEADER
+from proxy.bearer import OTHER_API, session_of
 from proxy.claims import identity_from_claims
+from proxy.credentials import Rejected
 from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
 from proxy.gate import Gate, Guilds
 from proxy.http1 import RequestHead, read_request
-from proxy.routes import RouteTable
+from proxy.routes import Route, RouteTable
 from proxy.serve import route_headers
 from proxy.session import MemoryStore, Session
 from proxy.settings import Settings
@@ -62,7 +65,8 @@ def explain(
 ) -> Explanation:
     """Judge `method` on `url` for the person that `claims` describe (None: nobody is signed in), as the gate would.
 
-    `auth_time` among the claims says when the person signed in, else it was just now; `guilds` knows who is in which.
+    `auth_time` among the claims says when the person signed in, else it was just now; claims with a `client_id` are those of a
+    program's access token, signed and valid now. `guilds` knows who is in which.
     Raises ValueError when the URL or the claims are not usable, MalformedRequest when the relay would refuse the request.
     """
     parts = urlsplit(url)
@@ -75,7 +79,7 @@ def explain(
     match = gate.match(head, parts.netloc)
     if isinstance(match, Verdict):
         return Explanation(match, None)
-    session = _session(settings, claims) if claims is not None else None
+    session = _known_by(settings, claims, match.route) if claims is not None else None
     verdict = gate.decide(head, parts.netloc, parse_address(client), match, session)
     if verdict.status or verdict.route is None:
         return Explanation(verdict, None)
@@ -96,6 +100,20 @@ def _head(url: str, method: str, netloc: str) -> RequestHead:
     if found is None:
         raise ValueError("the URL cannot be put into a request")
     return found[0]
+
+
+def _known_by(settings: Settings, claims: Mapping[str, Any], route: Route | None) -> Session | Rejected | None:
+    """Whom the gate would see: a person by a session, a program by its token, where the route takes one."""
+    if "client_id" not in claims:
+        return _session(settings, claims)
+    programs = route.programs if route is not None else None
+    if programs is None or not programs.audiences:
+        return None
+    now = int(time.time())
+    valid = {"aud": sorted(programs.audiences), **claims, "iss": settings.logto.issuer, "iat": now, "exp": now + 3600}
+    valid.pop("nbf", None)
+    made = read_access_token(valid, issuer=settings.logto.issuer, now=now)
+    return OTHER_API if programs.audiences.isdisjoint(made.audiences) else session_of(made, "example", now)
 
 
 def _session(settings: Settings, claims: Mapping[str, Any]) -> Session:

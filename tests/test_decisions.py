@@ -28,8 +28,9 @@ TABLE: Final = tomllib.loads((Path(__file__).parent / "decisions.toml").read_tex
 PLACES: Final = {"away": "198.51.100.7", "office": "10.1.2.3", "pub": "203.0.113.9"}
 STATUS: Final = {
     "pass": 200, "sign_in": 302, "unauthenticated": 401, "forbidden": 403, "unavailable": 503, "ambiguous": 400,
+    "rejected": 401,
 }  # fmt: skip
-KINDS: Final = {"unavailable": Kind.UNAVAILABLE, "ambiguous": Kind.AMBIGUOUS} | {
+KINDS: Final = {"unavailable": Kind.UNAVAILABLE, "ambiguous": Kind.AMBIGUOUS, "rejected": Kind.REJECTED} | {
     name: Kind(name) for name in ("pass", "sign_in", "unauthenticated", "forbidden")
 }
 PREAMBLE: Final = f"""
@@ -81,7 +82,7 @@ def settings_text(api: str, logto: str) -> str:
     for one in TABLE["set"]:
         path = f"/{one['name']}"
         text += f'[[route]]\nname = "{one["name"]}"\npath = "{path}"\nupstream = "UPSTREAM"\n'
-        for key in ("allow", "deny"):
+        for key in ("bearer", "allow", "deny"):
             if key in one:
                 text += f"{key} = {written(one[key])}\n".replace('"P/', f'"{path}/')
     return text
@@ -90,6 +91,8 @@ def settings_text(api: str, logto: str) -> str:
 def claims_of(who: str) -> dict[str, Any] | None:
     if who == "nobody":
         return None
+    if who in TABLE["programs"]:
+        return dict(TABLE["programs"][who])
     claims = dict(TABLE["people"][who])
     claims["auth_time"] = time.time() - claims.pop("signed_in_ago", 0)
     name = claims.pop("discord", None)
@@ -119,7 +122,17 @@ async def gateway() -> AsyncIterator[tuple[World, dict[str, bytes]]]:
         running_logto(SandboxConfig()) as logto,
         relay_world(settings_text(stand.url, logto.url)) as world,
     ):
-        yield world, {who: await cookie_of(world, who) for who in ("nobody", *TABLE["people"])}
+        carried = {who: await cookie_of(world, who) for who in ("nobody", *TABLE["people"])}
+        for who, claims in TABLE["programs"].items():
+            now = int(time.time())
+            token = logto.state.keys.sign(
+                {**claims, "iss": logto.state.config.issuer, "iat": now, "exp": now + 600}, typ="at+jwt"
+            )
+            # With somebody's cookie, who could do anything: it must not count beside the token.
+            carried[who] = f"Authorization: Bearer {token}\r\n".encode() + (
+                carried["ann"] if claims.get("with_cookie") else b""
+            )
+        yield world, carried
 
 
 def differences(rows: list[tuple[Row, object, object]]) -> list[str]:
