@@ -253,6 +253,8 @@ class Gate:
             decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
+        if route.around is not None and session is not None:
+            session, facts = self._told_of(head, client, match.path, route.around, session)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):
             return self._foreign(route, session, policy.decide(None, facts))
         if FIELD in head.values and (refusal := self._leads_astray(head, host, client, route, session)) is not None:
@@ -263,6 +265,18 @@ class Gate:
         return Verdict(
             Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups, leaves=leaves
         )
+
+    def _told_of(
+        self, head: RequestHead, client: Address | None, path: str, route: Route, session: Session
+    ) -> tuple[Session | None, RequestFacts]:
+        """Whom the app is told of where it is open to everyone, and what is known for that: whom `route`, around it, lets in.
+
+        Anybody else is nobody there: an app that makes accounts for new names must not make one for who is kept out.
+        """
+        if not route.policy.sees_request:
+            return (session if self._of_person(route, session).allowed else None), _UNSEEN
+        facts = self._facts(head, client, route.policy, path, session)
+        return (session, facts) if route.policy.decide(session.identity, facts).allowed else (None, _UNSEEN)
 
     def _of_person(self, route: Route, session: Session) -> Decision:
         """What the policy of `route` says where only who somebody is counts: worked out once for each identity."""

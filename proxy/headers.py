@@ -186,7 +186,7 @@ class RouteHeaders:
         self._own_cookies = cookies.own(settings)
         self._private = not route.policy.anonymous and b"cache-control" not in written
         self._signer = signer
-        self._audience = route.name
+        self._audience = (route.around or route).name
         self._key = object()  # what this route makes of a header section is kept with it under these
         self._trusted_key = object()
         self._answer_key = object()

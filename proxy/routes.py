@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
@@ -44,7 +44,8 @@ class Route:
     paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
     whose members alone it is for. `websocket_origins` are those of foreign pages that may open WebSockets with a session.
     `programs` is what it takes in a session's place, None where `Authorization` is the app's own. `encoding` is that of header
-    values, None as everywhere. `logout` are the paths of the app's own sign-out.
+    values, None as everywhere. `logout` are the paths of the app's own sign-out. `around` is the route in which this one is
+    opened to everyone: the app is told of nobody whom that does not let in, and in its words.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Route:
     programs: Programs | None = None
     encoding: str | None = None
     logout: frozenset[str] = frozenset()
+    around: Route | None = None
     websocket_origins: frozenset[bytes] = frozenset()
     response_set: tuple[tuple[bytes, bytes], ...] = ()
     response_remove: frozenset[bytes] = frozenset()  # lower case
@@ -206,14 +208,12 @@ class RouteTable:
         everywhere = settings.headers, settings.response
         named = [Route.from_settings(index, route, *everywhere) for index, route in enumerate(settings.route)]
         # After all that have a name of their own: what is said of a path itself counts.
-        paths = [(route, path) for route in settings.route for path in opened(route.preset, route.path, route.open)]
-        return cls(
-            named
-            + [
-                Route.from_settings(index, _open_to_everyone(route, path), *everywhere)
-                for index, (route, path) in enumerate(paths, len(named))
-            ]
-        )
+        routes = list(named)
+        for around, route in zip(named, settings.route, strict=True):
+            for path in opened(route.preset, route.path, route.open):
+                inner = Route.from_settings(len(routes), _open_to_everyone(route, path), *everywhere)
+                routes.append(replace(inner, around=around, organization=around.organization))
+        return cls(routes)
 
     def match(self, host: str, raw_path: bytes) -> Match:
         """What takes a request for `raw_path`, the target without its query, on `host`. Total: any bytes get an answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jwt
 import pytest
 
 from tests.loops import run
@@ -142,5 +143,77 @@ def test_what_the_apps_are_told() -> None:
             assert b"\r\nX-Forwarded-Mail: zoe@example.com\r\n" in head
             await site.ask(request("/webui/", cookie))
             assert b"\r\nX-Forwarded-Name: Zo%C3%AB %E2%85%A3\r\n" in site.upstream.heads[-1], "as this app reads it"
+
+    run(conversation())
+
+
+CLOSED = """
+public_url = "http://localhost:3000"
+[logto]
+endpoint = "http://127.0.0.1:9"
+app_id = "a"
+app_secret = "s"
+[[route]]
+name = "papers"
+upstream = "UPSTREAM"
+preset = "paperless-ngx"
+open = ["api"]
+RULES
+"""
+
+
+@pytest.mark.parametrize(
+    ("rules", "person", "told"),
+    [
+        ("", {}, True),
+        ('allow = [{ roles = ["staff"] }]', {"roles": ("staff",)}, True),
+        ('allow = [{ roles = ["staff"] }]', {"roles": ("guest",)}, False),
+        ('deny = [{ users = ["user00000001"] }]', {}, False),
+        ('allow = [{ roles = ["staff"], methods = ["GET"] }]', {"roles": ("staff",)}, True),
+        ('allow = [{ roles = ["staff"], methods = ["POST"] }]', {"roles": ("staff",)}, False),
+        ('organization = "acme"', {"organizations": ("acme",)}, True),
+        ('organization = "acme"', {"organizations": ("other",)}, False),
+    ],
+)
+def test_the_app_hears_of_nobody_by_the_open_door_whom_the_other_turns_away(
+    rules: str, person: dict[str, tuple[str, ...]], *, told: bool
+) -> None:
+    """Paperless-ngx would make them an account."""
+
+    async def conversation() -> None:
+        async with relay_world(CLOSED.replace("RULES", rules)) as site:
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            cookie = f"Cookie: {(await site.sign_in(**person)).decode()}"
+            status, _, _ = await site.ask(request("/api/documents/", cookie))
+            assert status == 200, "it is open all the same"
+            head = site.upstream.heads[-1].lower()
+            assert (b"\r\nremote-user: user00000001\r\n" in head) is told
+            assert (b"\r\nx-postern-assertion: " in head) is told
+            assert (b"user00000001" in head) is told
+            status, _, _ = await site.ask(request("/documents", cookie))
+            assert (status == 200) is told
+
+    run(conversation())
+
+
+def test_by_the_open_door_the_app_hears_what_it_hears_by_the_other() -> None:
+    async def conversation() -> None:
+        async with relay_world(CLOSED.replace("RULES", 'organization = "acme"')) as site:
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            person = {
+                "organizations": ("acme", "other"),
+                "organization_roles": ("acme:a", "other:b"),
+                "roles": ("dev",),
+            }
+            cookie = f"Cookie: {(await site.sign_in(**person)).decode()}"
+            heard = []
+            for path in ("/documents", "/api/documents"):
+                await site.ask(request(path, cookie))
+                fields = site.upstream.heads[-1].split(b"\r\n")
+                assert b"X-Forwarded-Groups: dev,acme:a" in fields
+                token = next(field for field in fields if field.startswith(b"X-Postern-Assertion: "))
+                heard.append(token.split(b" ")[1])
+            audiences = [jwt.decode(token, options={"verify_signature": False})["aud"] for token in heard]
+            assert audiences == ["papers", "papers"], "one app, one audience"
 
     run(conversation())
