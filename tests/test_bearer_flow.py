@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 
+from proxy.sandbox import SANDBOX_ROBOT_ID, SANDBOX_ROBOT_SECRET, SandboxConfig
+from proxy.sandbox.run import running_logto
 from tests.forgeries import (
     Forge,
     after_signing,
@@ -395,6 +398,37 @@ def test_who_shows_nothing_is_told_what_would_do() -> None:
             assert (status, said(head, "www-authenticate")) == (401, 'Cookie realm="postern"')
             status, head, _ = await site.ask(request("/api", "Accept: text/html", "Sec-Fetch-Mode: navigate"))
             assert status == 302, "a person can still sign in"
+
+    run(conversation())
+
+
+async def fetch_token(logto: str, **form: str) -> tuple[int, dict[str, Any]]:
+    """A token as a program gets one: with its application's id and secret."""
+    given = {"grant_type": "client_credentials", "client_id": SANDBOX_ROBOT_ID, "client_secret": SANDBOX_ROBOT_SECRET}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{logto}/oidc/token", data=given | form) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+def test_a_machine_gets_its_token_from_logto_and_is_let_in_with_it() -> None:
+    async def conversation() -> None:
+        async with (
+            running_logto(SandboxConfig()) as logto,
+            relay_world(TOML.replace("LOGTO", logto.url).replace("read:reports write:reports", "read:things")) as site,
+        ):
+            site.upstream.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            status, answer = await fetch_token(logto.url, resource=API, scope="read:things")
+            assert (status, answer["scope"], answer["token_type"]) == (200, "read:things", "Bearer")
+            assert (await ask(site, "/api", answer["access_token"]))[0] == 200
+            assert f"X-Forwarded-User: {SANDBOX_ROBOT_ID}".encode() in site.upstream.heads[-1]
+            status, _, body = await ask(site, "/reports", answer["access_token"])
+            assert (status, json.loads(body)["reason"]) == (403, "deny_rule"), "silent on roles, where one is kept out"
+            status, answer = await fetch_token(logto.url, resource="https://default.logto.app/api")
+            assert (await ask(site, "/api", answer["access_token"]))[0] == 401, "a token for Logto's own API"
+            assert (await fetch_token(logto.url, resource="https://unknown.example.com"))[0] == 400
+            assert (await fetch_token(logto.url, resource=API, client_secret="wrong"))[0] == 401
 
     run(conversation())
 

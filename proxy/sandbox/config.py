@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 # Well-known on purpose: `postern sandbox` in one terminal and `postern serve` in another must agree without a handshake.
 SANDBOX_APP_ID = "posternsandbox0000001"
+SANDBOX_ROBOT_ID = "sandboxrobot000000001"
+SANDBOX_ROBOT_SECRET = "sandbox-secret-of-no-value-00004"  # noqa: S105 -- opens nothing but this stand-in
 SANDBOX_APP_SECRET = "sandbox-secret-of-no-value-00001"  # noqa: S105 -- opens nothing but this stand-in
 SANDBOX_WEBHOOK_KEY = "sandbox-webhook-key-of-no-value1"
 SANDBOX_ADMIN_SECRET = "sandbox-admin-of-no-value-000001"  # noqa: S105 -- opens nothing but this stand-in
@@ -61,6 +63,7 @@ class SandboxConfig:
         `sid`. Without the URI they carry none, as recorded.
     id_token_claims: extended claims in the ID token; the default is what a fresh Logto puts there. userinfo has all.
     resources: API resource -> its scopes -> the roles that grant each.
+    robot_scopes: API resource -> the scopes that the machine-to-machine application SANDBOX_ROBOT_ID has there.
     access_control_roles: when not empty, only people with one of these roles may use the application.
     trust_proxy_header: believe X-Forwarded-Proto and -Host, as Logto's TRUST_PROXY_HEADER.
     app_deleted, secret_expired: the application, or its secret, is gone.
@@ -82,6 +85,9 @@ class SandboxConfig:
         default_factory=lambda: {
             "https://api.example.com": {"read:things": ("admin", "member"), "write:things": ("admin",)}
         }
+    )
+    robot_scopes: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"https://api.example.com": ("read:things",)}
     )
     organizations: tuple[Organization, ...] = (ACME,)
     access_control_roles: tuple[str, ...] = ()

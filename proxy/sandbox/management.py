@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .config import SANDBOX_ROBOT_ID, SANDBOX_ROBOT_SECRET
 from .console import Json, new_id
 from .logto_interaction import CONNECTOR_ID
 from .oauth import OidcError, json_response, token
@@ -41,13 +42,16 @@ class ApiError(Exception):
 
 
 def machine_token(state: SandboxState, client_id: str, resource: str | None) -> Json:
-    """client_credentials (RFC 6749 4.4): a token for the Management API, for those who may use it."""
-    if resource != AUDIENCE:
+    """client_credentials (RFC 6749 4.4): a token for the Management API or another one, with what the client may do there."""
+    if resource == AUDIENCE:
+        scope = "all" if client_id == ADMIN_CLIENT or state.console.manages(client_id) else ""
+    elif resource is not None and resource in state.config.resources:
+        scope = " ".join(state.config.robot_scopes.get(resource, ())) if client_id == SANDBOX_ROBOT_ID else ""
+    else:
         raise OidcError("invalid_target", "resource indicator is missing, or unknown")
-    manages = client_id == ADMIN_CLIENT or state.console.manages(client_id)
-    scope, now = "all" if manages else "", int(state.clock.now())
+    now = int(state.clock.now())
     claims = {"jti": token(), "sub": client_id, "iat": now, "exp": now + 3600, "scope": scope, "client_id": client_id}
-    claims |= {"iss": state.config.issuer, "aud": AUDIENCE}
+    claims |= {"iss": state.config.issuer, "aud": resource}
     made = state.keys.sign(claims, typ="at+jwt")
     return {"access_token": made, "expires_in": 3600, "token_type": "Bearer", "scope": scope}
 
@@ -59,6 +63,8 @@ def is_machine(state: SandboxState, request: Request, client_id: str, secret: st
         if request.headers.get("host", "") != urlsplit(state.config.admin_endpoint or state.config.endpoint).netloc:
             return False
         expected: str | None = state.config.admin_secret
+    elif client_id == SANDBOX_ROBOT_ID:
+        expected = SANDBOX_ROBOT_SECRET
     else:
         if state.console.applications.get(client_id, {}).get("type") != "MachineToMachine":
             return False
