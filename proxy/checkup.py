@@ -18,12 +18,17 @@ from proxy.errors import (
     UpstreamFailed,
 )
 from proxy.identity import RelyingParty
+from proxy.policy import Policy
 from proxy.pool import Upstreams
+from proxy.presets import PRESETS
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import open_store
 from proxy.settings import Settings
 
+_KNOWN_BY_ADDRESS: Final = frozenset(
+    name for name, preset in PRESETS.items() if preset.headers and "{login}" not in preset.headers.values()
+)
 # What Logto tells of a person only when asked (its scopes), by the criterion that reads it.
 _TOLD_BY_SCOPE: Final = {
     "emails": "email",
@@ -45,13 +50,18 @@ class Finding:
 
 def doubtful_rules(settings: Settings) -> Iterator[str]:
     """Rules that can change nothing, a sentence each: harmless as such, yet whoever wrote them meant something."""
-    for route, compiled in zip(settings.route, RouteTable.from_settings(settings).routes, strict=True):
-        for doubt in compiled.policy.doubts():
+    for route in settings.route:
+        for doubt in Policy.from_settings(route).doubts():
             yield f"route {route.name}: {doubt}"
         rules = route.deny if isinstance(route.allow, str) else (*route.allow, *route.deny)
         for criterion, scope in _TOLD_BY_SCOPE.items():
             if scope not in settings.logto.scopes and any(getattr(rule, criterion) is not None for rule in rules):
                 yield f'route {route.name}: {criterion} hold for nobody while logto.scopes lacks "{scope}"'
+        for criterion in () if route.bearer else ("scopes", "clients"):
+            if any(getattr(rule, criterion) is not None for rule in rules):
+                yield f"route {route.name}: {criterion} hold for nobody while the route has no bearer"
+        if route.preset is not None and route.preset in _KNOWN_BY_ADDRESS and "email" not in settings.logto.scopes:
+            yield f'route {route.name}: {route.preset} knows people by their address, which logto.scopes has no "email" for'
 
 
 async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:
@@ -131,7 +141,7 @@ async def _check_guilds(settings: Settings) -> AsyncIterator[Finding]:
 async def _check_upstreams(settings: Settings) -> AsyncIterator[Finding]:
     upstreams = Upstreams(settings.limits.connect_timeout)
     try:
-        for route in RouteTable.from_settings(settings).routes:
+        for route in settings.route:
             for pool in upstreams.pools(route.servers):
                 what = f"upstream {pool.url} of route {route.name}"
                 try:

@@ -77,6 +77,29 @@ def test_rules_that_change_nothing_are_pointed_out() -> None:
     ]
 
 
+def test_what_is_opened_beside_a_route_is_no_route_to_be_checked() -> None:
+    environ = {
+        "POSTERN_PUBLIC_URL": "http://localhost:3000",
+        "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+        "LOGTO_APP_ID": "a",
+        "LOGTO_APP_SECRET": "b",
+        "POSTERN_LOGTO__SCOPES": "[]",
+        "POSTERN_ROUTE__0__NAME": "chat",
+        "POSTERN_ROUTE__0__UPSTREAM": "http://127.0.0.1:9",
+        "POSTERN_ROUTE__0__PRESET": "open-webui",
+        "POSTERN_ROUTE__0__OPEN": '["health"]',
+        "POSTERN_ROUTE__0__ALLOW": '[{ scopes = ["read"] }, { users = ["u"] }]',
+    }
+    assert list(doubtful_rules(load(Path(os.devnull), environ))) == [
+        "route chat: scopes hold for nobody while the route has no bearer",
+        'route chat: open-webui knows people by their address, which logto.scopes has no "email" for',
+    ]
+    environ |= {"POSTERN_ROUTE__0__BEARER": "https://api.example.com", "POSTERN_LOGTO__SCOPES": '["email"]'}
+    assert list(doubtful_rules(load(Path(os.devnull), environ))) == []
+    names = [finding.what for finding in asyncio.run(findings(**environ))]
+    assert sum(name.startswith("upstream") for name in names) == 1
+
+
 def test_a_logto_with_another_issuer_is_named() -> None:
     async def look() -> list[Finding]:
         async with running_logto(SandboxConfig()) as logto:
