@@ -59,7 +59,10 @@ class AssertionSigner:
             "email": identity.email,
             "groups": list(identity.groups) or None,
             "discord_id": identity.discord_id,
+            "client_id": identity.client,
         }
+        if identity.is_program:
+            claims["scope"] = " ".join(identity.scopes)
         if identity.email is not None:
             claims["email_verified"] = True
         present = {name: value for name, value in claims.items() if value is not None}

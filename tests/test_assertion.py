@@ -70,6 +70,15 @@ def test_what_is_absent_is_absent() -> None:
     assert claims.keys() == {"iss", "aud", "sub", "iat", "exp"}
 
 
+def test_a_program_is_told_from_a_person() -> None:
+    signer = AssertionSigner(SECRETS, ISSUER, 300)
+    robot = Identity(sub="r1", client="r1", scopes=("read", "write"))
+    claims = verify(signer.sign(robot, "wiki", time.time()), signer.jwks)
+    assert (claims["client_id"], claims["scope"]) == ("r1", "read write")
+    claims = verify(signer.sign(Identity(sub="u1", client="phone"), "wiki", time.time()), signer.jwks)
+    assert (claims["client_id"], claims["scope"]) == ("phone", "")
+
+
 @pytest.mark.parametrize("audience", ["other", "WIKI", ""])
 def test_one_apps_assertion_is_no_use_at_another(audience: str) -> None:
     signer = AssertionSigner(SECRETS, ISSUER, 300)
