@@ -322,6 +322,8 @@ class Gate:
             return Verdict(Kind.AMBIGUOUS, route=match.route, status=400, detail=detail)
         if not ours or own or match.route is None or not route.serves_with(match.route):
             return bad_request(502, "the Destination is not with this app (RFC 4918 9.8.5)")
+        if session is not None and session.via != "cookie" and match.route is not route:
+            session = None  # a program's credential is for the route that took it
         policy = match.route.policy
         facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
         decision = policy.decide(session.identity if session is not None else None, facts)

@@ -351,6 +351,22 @@ def test_a_forged_token_is_401_and_never_the_cookies_person(lie: Forge) -> None:
     run(conversation())
 
 
+@pytest.mark.parametrize(
+    ("destination", "status"),
+    [("/api/new", 200), ("/x", 401), ("/fresh/x", 401), ("/open/x", 200), ("/reports/x", 401)],
+)
+def test_a_token_reaches_no_further_than_the_route_that_took_it(destination: str, status: int) -> None:
+    async def conversation() -> None:
+        async with world() as (site, logto):
+            issue(logto, scope="admin", roles=[])
+            token = logto.id_token(None)
+            fields = (f"Destination: http://localhost:3000{destination}", "Accept: */*")
+            got, _, _ = await ask(site, "/api/old", token, *fields, method="MOVE")
+            assert (got, len(site.upstream.heads)) == (status, int(status == 200))
+
+    run(conversation())
+
+
 class TestAuthorizationThatIsNotOurs:
     @pytest.mark.parametrize(
         "value", ["Basic YWRhOnNlY3JldA==", "Digest username=x", "Negotiate abc", "Token abc", "x"]
