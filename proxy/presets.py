@@ -19,11 +19,13 @@ Encoding = Literal["utf-8", "percent", "rfc2047"]
 class Preset:
     """What one app wants. Paths are the app's own, from its root.
 
-    `headers`: fields to set, as templates. `logout`: where its own sign-out is, as pages of a browser's. `open`: what may be
-    worth opening to everyone, by a word for it: the app must guard that itself. `encoding`: how it reads what is not ASCII.
+    `headers`: fields to set, as templates. `remove`: others that it would believe, too, and must never get. `logout`: where its
+    own sign-out is, as pages of a browser's. `open`: what may be worth opening to everyone, by a word for it: the app must
+    guard that itself. `encoding`: how it reads what is not ASCII.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
     logout: tuple[str, ...] = ()
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     encoding: Encoding | None = None
@@ -38,13 +40,19 @@ _ARR: Final = Preset(logout=("/logout",), open={"health": ("/ping",), "api": ("/
 
 PRESETS: Final[Mapping[str, Preset]] = {
     "code-server": Preset(logout=("/logout",), open={"health": ("/healthz",)}),
-    "django-remote-user": Preset(headers={"Remote-User": "{login}"}, logout=("/accounts/logout", "/admin/logout")),
+    "django-remote-user": Preset(
+        headers={"Remote-User": "{login}"},
+        # Under ASGI Django itself puts HTTP_ before what its middleware is told to read: HTTP_HTTP_REMOTE_USER.
+        remove=("HTTP-Remote-User",),
+        logout=("/accounts/logout", "/admin/logout"),
+    ),
     "filebrowser": Preset(
         headers={"Remote-User": "{login}"},
         open={"health": ("/health",), "shares": ("/share", "/static", "/api/public")},
     ),
     "forgejo": _GITEA,
-    "freshrss": Preset(headers={"Remote-User": "{login}"}, open={"api": ("/api",)}),
+    # It looks at X-WebAuth-User wherever there is no Remote-User: on what is open to everyone, that is.
+    "freshrss": Preset(headers={"Remote-User": "{login}"}, remove=("X-WebAuth-User",), open={"api": ("/api",)}),
     "gitea": _GITEA,
     "gradio": Preset(),
     "grafana": Preset(
@@ -78,7 +86,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         logout=("/logout",),
         open={"health": ("/healthcheck",), "api": ("/v1", "/fever", "/reader/api", "/accounts/ClientLogin")},
     ),
-    "node-red": Preset(),
+    "node-red": Preset(headers={"X-Forwarded-User": "{login}"}),
     "open-webui": Preset(
         headers={"X-Forwarded-Email": "{email}", "X-Forwarded-Name": "{name}", "X-Forwarded-Groups": "{groups}"},
         open={"health": ("/health",)},
@@ -108,7 +116,7 @@ def filled_in(route: object) -> object:
         filled["encoding"] = preset.encoding
     headers = route.get("headers", {})
     if preset.headers and isinstance(headers, dict):
-        filled["headers"] = {**headers, "set": _headers(preset, headers)}
+        filled["headers"] = {**headers, "set": _set(preset, headers), "remove": _removed(preset, headers)}
     return {**filled, **{key: value for key, value in route.items() if key != "headers" or "headers" not in filled}}
 
 
@@ -119,7 +127,7 @@ def opened(preset: str | None, path: str, words: tuple[str, ...]) -> tuple[str, 
     return tuple(dict.fromkeys(one for paths in found for one in paths))
 
 
-def _headers(preset: Preset, headers: Mapping[str, Any]) -> Any:
+def _set(preset: Preset, headers: Mapping[str, Any]) -> Any:
     own, removed = headers.get("set", {}), headers.get("remove", ())
     if not isinstance(own, dict):
         return own
@@ -129,6 +137,11 @@ def _headers(preset: Preset, headers: Mapping[str, Any]) -> Any:
         if isinstance(name, str)
     }
     return {**{name: value for name, value in preset.headers.items() if fold_header(name) not in taken}, **own}
+
+
+def _removed(preset: Preset, headers: Mapping[str, Any]) -> Any:
+    own = headers.get("remove", ())
+    return (*preset.remove, *own) if isinstance(own, list | tuple) else own
 
 
 def _below(route: Mapping[str, Any], path: str) -> str:

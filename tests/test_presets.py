@@ -44,6 +44,7 @@ def test_who_has_one() -> None:
 def test_each_makes_a_route_that_can_be_read(name: str, preset: Preset) -> None:
     made = route(preset=name, open=list(preset.open))
     assert made.headers.set == preset.headers
+    assert made.headers.remove == preset.remove
     assert made.logout == preset.logout
     assert made.encoding == preset.encoding
     assert made.allow == "signed-in", "nothing is opened unasked"
@@ -75,6 +76,7 @@ def test_what_the_route_says_counts() -> None:
     assert made.headers.remove == ("X-WEBAUTH-GROUPS", "X-Debug")
     assert (made.logout, made.encoding) == (("/signout",), "rfc2047")
     assert route(preset="grafana", logout=[]).logout == ()
+    assert route(preset="freshrss", headers={"remove": ["X-Debug"]}).headers.remove == ("X-WebAuth-User", "X-Debug")
 
 
 def test_below_a_path() -> None:

@@ -21,6 +21,12 @@ from tests.e2e.person import Person
 from tests.e2e.processes import Processes, free_port
 
 MIB = 1024 * 1024
+ROUTE = """
+[[route]]
+name = "lab"
+upstream = "{upstream}"
+preset = "jupyterlab"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def lab(group: Processes, start_gateway: StartGateway, tmp_path_factory: pytest.
     ]
     jupyter = group.start("jupyterlab", [Path(sys.executable).with_name("jupyter-lab"), *settings], env=_near_python())
     jupyter.ready(f"http://127.0.0.1:{port}/api")
-    return start_gateway("jupyter", f"http://127.0.0.1:{port}")
+    return start_gateway("jupyter", ROUTE.format(upstream=f"http://127.0.0.1:{port}"))
 
 
 @pytest.fixture
@@ -83,6 +89,15 @@ def test_without_a_session_nothing_of_it_can_be_reached(lab: Gateway) -> None:
     with Person() as stranger:
         assert stranger.request("GET", lab.url + "/api/contents").status_code == 401
         assert stranger.request("POST", lab.url + "/api/kernels", content=b"{}").status_code == 401
+
+
+def test_its_log_out_leads_on_to_the_gateways(lab: Gateway) -> None:
+    """Without a login of its own it could only say that there is nothing to log out of."""
+    with lab.signed_in("Max", at="/lab") as leaving:
+        page = leaving.browse(lab.url + "/logout", came_from=lab.url + "/lab")
+        assert page.url == lab.url + "/.postern/sign-out"
+        leaving.press(page, "Sign out")
+        assert leaving.request("GET", lab.url + "/api/contents").status_code == 401
 
 
 def _api(person: Person, lab: Gateway, method: str, path: str, model: dict[str, Any] | None = None) -> dict[str, Any]:

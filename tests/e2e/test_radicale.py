@@ -12,11 +12,19 @@ from tests.e2e.conftest import Gateway, StartGateway
 from tests.e2e.person import Person
 from tests.e2e.processes import Processes, free_port
 
-ROUTE = """
+ROUTES = """
 [[route]]
 name = "calendars"
 upstream = "{upstream}"
-headers = {{ set = {{ X-Remote-User = "{{username}}" }} }}
+preset = "radicale"
+
+[[route]]
+name = "below"
+path = "/dav"
+upstream = "{upstream}"
+preset = "radicale"
+strip_prefix = "/dav"
+headers = {{ set = {{ X-Script-Name = "/dav" }} }}
 """
 
 EVENT = """BEGIN:VCALENDAR
@@ -43,11 +51,11 @@ def calendars(group: Processes, start_gateway: StartGateway, tmp_path_factory: p
     config = directory / "config"
     config.write_text(
         f"[server]\nhosts = 127.0.0.1:{port}\n[auth]\ntype = http_x_remote_user\n[rights]\ntype = owner_only\n"
-        f"[storage]\nfilesystem_folder = {directory / 'collections'}\n[web]\ntype = none\n"
+        f"[storage]\nfilesystem_folder = {directory / 'collections'}\n[web]\nprefer_browser_login = True\n"
     )
     radicale = group.start("radicale", [sys.executable, "-m", "radicale", "--config", config])
     radicale.ready(f"http://127.0.0.1:{port}/")
-    return start_gateway("radicale", ROUTE.format(upstream=f"http://127.0.0.1:{port}"))
+    return start_gateway("radicale", ROUTES.format(upstream=f"http://127.0.0.1:{port}"))
 
 
 @pytest.fixture
@@ -96,6 +104,21 @@ def test_a_client_cannot_have_the_identity_removed(calendars: Gateway, member: P
     assert _who_am_i(calendars, member, headers) == f"/{_me(calendars, member)}/"
 
 
+def test_the_web_page_needs_no_password(calendars: Gateway, member: Person) -> None:
+    """It asks who it is with the browser's cookies, where Radicale is told to let it, and goes on with that."""
+    page = member.browse(calendars.url + "/.web/")
+    assert page.status == 200
+    assert b"Radicale" in page.body
+    settings = member.request("GET", calendars.url + "/.web/js/config.js")
+    assert "PREFER_BROWSER_LOGIN = true" in settings.text
+    assert _who_am_i(calendars, member, {}) == f"/{_me(calendars, member)}/"
+
+
+def test_below_a_path_it_names_its_own_paths_right(calendars: Gateway, member: Person) -> None:
+    assert _who_am_i(calendars, member, {}, at="/dav/") == f"/dav/{_me(calendars, member)}/"
+    assert member.browse(calendars.url + "/dav/").url == calendars.url + "/dav/.web/"
+
+
 def _dav(calendars: Gateway, person: Person) -> caldav.DAVClient:
     return caldav.DAVClient(calendars.url + "/", headers={"Cookie": person.cookie_header(calendars.url)})
 
@@ -106,8 +129,8 @@ def _me(calendars: Gateway, person: Person) -> str:
     return name
 
 
-def _who_am_i(calendars: Gateway, person: Person, headers: dict[str, str]) -> str:
+def _who_am_i(calendars: Gateway, person: Person, headers: dict[str, str], *, at: str = "/") -> str:
     """The principal that Radicale takes the sender for."""
-    answer = person.request("PROPFIND", calendars.url + "/", headers={"Depth": "0", **headers}, content=WHO_AM_I)
+    answer = person.request("PROPFIND", calendars.url + at, headers={"Depth": "0", **headers}, content=WHO_AM_I)
     assert answer.status_code == 207, answer.text
     return answer.text.partition("<current-user-principal>")[2].partition("<href>")[2].partition("</href>")[0]
