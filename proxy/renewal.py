@@ -3,10 +3,7 @@
 A refresh is also how Logto tells that somebody may not go on. So it is done in time, in the background, when a session is
 used after most of its tokens' life; who comes when they have run out waits for it. At any moment one worker at most asks
 Logto for one session: it holds a claim in the store. What Logto gives is stored before anybody goes by it, and no client
-that leaves stops that, for a refresh token may have been replaced by then.
-
-The claim is short and is kept up while Logto is slow. A worker that dies in the middle may have had the refresh token
-replaced already; Logto takes the old one for another three seconds. Within that time another worker must be at it.
+that leaves stops that, for a refresh token may have been replaced by then. How that is done is in turns.py.
 """
 
 from __future__ import annotations
@@ -14,25 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from proxy import turns
 from proxy.claims import Grant, Identity, Tokens
 from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable
 from proxy.session import Session, SessionStore
 
 Refresh = Callable[[Tokens, Identity], Awaitable[Grant]]
 
-CLAIM_SECONDS: Final = 2.0
-_EXTEND_SECONDS: Final = 0.5
-_POLL_SECONDS: Final = 0.05
 _WAIT_SECONDS: Final = 20.0  # how long a request waits at most; Logto's own time limit is shorter
-_STORE_SECONDS: Final = 120.0  # how long it is tried to store what Logto gave
-_AGAIN_SECONDS: Final = 5.0  # after a failure; twice as long after each more, up to
-_AGAIN_SECONDS_MOST: Final = 60.0
 _STORE_AGAIN_SECONDS: Final = 1.0  # after the store has not answered, for what nobody waits for
-_FAILURES: Final = 10_000
 _DRAIN_SECONDS: Final = 5.0
 # What Logto says of a person and their sign-in; any other error is about this gateway or about Logto itself.
 _FINAL: Final = frozenset(("invalid_grant", "access_denied"))
@@ -58,7 +48,7 @@ class Renewals:
         self._store = store
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
-        self._again_at: dict[str, tuple[float, float]] = {}  # id -> time.monotonic() of the next try, and its pause
+        self._pauses = turns.Pauses()
         self._store_again_at = 0.0  # time.monotonic()
         store.on_due(self.due)
         store.renewer = self.renewed
@@ -67,7 +57,7 @@ class Renewals:
         """Renew a session in the background, unless that is being done or has just failed."""
         if time.monotonic() < self._store_again_at:
             return  # without it there is neither claim nor token: one line a second says so, not one for each request
-        if session.id not in self._jobs and self._may_try(session.id):
+        if session.id not in self._jobs and self._pauses.over(session.id):
             self._start(cookie, session.id, urgent=False)
 
     async def renewed(self, cookie: str, session: Session) -> Session | None:
@@ -96,7 +86,7 @@ class Renewals:
         while True:
             job = self._jobs.get(session_id)
             if job is None:
-                if not self._may_try(session_id):
+                if not self._pauses.over(session_id):
                     return False
                 job = self._start(cookie, session_id, urgent=True)
             urgent, job.urgent = job.urgent, True
@@ -113,12 +103,7 @@ class Renewals:
 
     async def close(self) -> None:
         """Let what is under way come to its end: tokens may have been replaced already."""
-        tasks = [job.task for job in self._jobs.values()]
-        if tasks:
-            _, left = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+        await turns.ended((job.task for job in self._jobs.values()), _DRAIN_SECONDS)
 
     def _start(self, cookie: str, session_id: str, *, urgent: bool) -> _Job:
         # A task of its own: it belongs to no request, and no client that leaves ends it.
@@ -140,43 +125,18 @@ class Renewals:
         finally:
             del self._jobs[session_id]
         if done:
-            self._again_at.pop(session_id, None)
+            self._pauses.succeeded(session_id)
         else:
-            self._failed(session_id)
+            self._pauses.failed(session_id)
         return done
 
     async def _claim_and_renew(self, job: _Job, session_id: str) -> bool:
         """Renew when nobody else is at it; with somebody waiting, see to it that it gets done."""
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while True:
-            mark = await self._store.claim(_claim(session_id), CLAIM_SECONDS)
-            if mark is not None:
-                async with self._held(session_id, mark):
-                    return await self._renew(job.cookie)
-            if not job.urgent:
-                return True
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(_POLL_SECONDS)
-
-    @asynccontextmanager
-    async def _held(self, session_id: str, mark: str) -> AsyncIterator[None]:
-        """Keep a claim up, however long it takes, and give it back."""
-
-        async def keep() -> None:
-            while True:
-                await asyncio.sleep(_EXTEND_SECONDS)
-                with suppress(StoreUnavailable):  # then it may be lost: what is stored in the end is compared anyway
-                    await self._store.extend(_claim(session_id), mark, CLAIM_SECONDS)
-
-        keeper = asyncio.get_running_loop().create_task(keep())
-        try:
-            yield
-        finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            with suppress(StoreUnavailable):  # it runs out by itself
-                await self._store.release(_claim(session_id), mark)
+        mark = await turns.take(self._store, session_id, lambda: job.urgent, _WAIT_SECONDS)
+        if mark is None:
+            return not job.urgent
+        async with turns.held(self._store, session_id, mark):
+            return await self._renew(job.cookie)
 
     async def _renew(self, cookie: str) -> bool:
         """Renew under a claim; True when it is done, or not to be done any more."""
@@ -192,7 +152,7 @@ class Renewals:
             return False
         except LogtoRefused as refusal:
             return await self._refused(cookie, session, tokens, refusal)
-        await self._keep(cookie, grant, tokens)
+        await turns.stored(lambda: self._store.replace(cookie, grant, after=tokens))
         return True
 
     async def _refused(self, cookie: str, session: Session, tokens: Tokens, refusal: LogtoRefused) -> bool:
@@ -205,33 +165,3 @@ class Renewals:
         # A token that was refused for who the person is works again for whoever lets them in again.
         await self._store.end(session.id, f"Logto: {refusal.error}", leave_tokens=refusal.error != "invalid_grant")
         return True
-
-    async def _keep(self, cookie: str, grant: Grant, before: Tokens) -> None:
-        """Store what Logto gave, if need be for a while: the old refresh token may be worth nothing any more."""
-        deadline, pause = time.monotonic() + _STORE_SECONDS, _POLL_SECONDS
-        while True:
-            try:
-                await self._store.replace(cookie, grant, after=before)
-            except StoreUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                return
-
-    def _may_try(self, session_id: str) -> bool:
-        known = self._again_at.get(session_id)
-        return known is None or time.monotonic() >= known[0]
-
-    def _failed(self, session_id: str) -> None:
-        """Do not ask again at once: Logto may be down because it is asked too much."""
-        _, pause = self._again_at.pop(session_id, (0.0, _AGAIN_SECONDS / 2))
-        pause = min(pause * 2, _AGAIN_SECONDS_MOST)
-        if len(self._again_at) >= _FAILURES:
-            del self._again_at[next(iter(self._again_at))]
-        self._again_at[session_id] = (time.monotonic() + pause, pause)
-
-
-def _claim(session_id: str) -> str:
-    return f"renew:{session_id}"

@@ -16,8 +16,9 @@ import pytest
 
 from proxy.claims import Grant, Identity, Tokens
 from proxy.errors import LogtoRefused, LogtoUnavailable, StoreUnavailable
-from proxy.renewal import CLAIM_SECONDS, Renewals
+from proxy.renewal import Renewals
 from proxy.session import Bounds, MemoryStore, Miss, Session, SessionStore
+from proxy.turns import CLAIM_SECONDS
 from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import store_at, until
 
@@ -305,13 +306,13 @@ def test_a_failure_that_passes_leaves_no_trace(make: Make) -> None:
             world.clock.offset += LIFE + 1
             assert await world.load() is not None
             world.logto.error = None
-            world.renewals[0]._again_at.clear()  # its pause is over
+            world.renewals[0]._pauses.clear()  # its pause is over
             deadline = time.monotonic() + 15
             while (await used(world)).identity.roles != ("ops",):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
             assert (await world.load()).failing_since is None
-            assert world.renewals[0]._again_at == {}
+            assert len(world.renewals[0]._pauses) == 0
 
     run(conversation())
 
@@ -382,22 +383,6 @@ def test_a_waiting_request_is_not_taken_in_by_one_in_the_background(make: Make) 
             assert not waiting.done()
             await world.store.release(f"renew:{session_id}", mark)
             assert (await waiting).identity.roles == ("ops",)
-
-    run(conversation())
-
-
-def test_failures_are_remembered_for_a_bounded_number(make: Make) -> None:
-    async def conversation() -> None:
-        async with make() as world:
-            renewals = world.renewals[0]
-            for number in range(10_020):
-                renewals._failed(str(number))
-            assert len(renewals._again_at) == 10_000
-            for _ in range(10):
-                renewals._failed("10019")
-            at, pause = renewals._again_at["10019"]
-            assert pause == 60.0
-            assert at <= time.monotonic() + 60
 
     run(conversation())
 
