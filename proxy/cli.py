@@ -143,7 +143,7 @@ def sample(host: str, port: int) -> None:
 )
 def explain(config: Path | None, url: str, method: str, client: str, claims: Path | None) -> None:
     """Tell which route and which rule decide about a URL, and which headers the app would get."""
-    from proxy.explain import explain_asking
+    from proxy.explain import explain_asking, preset_of
 
     settings = _load(config)
     try:
@@ -156,6 +156,8 @@ def explain(config: Path | None, url: str, method: str, client: str, claims: Pat
     verdict = explanation.verdict
     click.echo(f"verdict  {verdict.kind.value}" + (f" ({verdict.status})" if verdict.status else ""))
     click.echo(f"route    {verdict.route.name if verdict.route is not None else '-'}")
+    if verdict.route is not None and (preset := preset_of(settings, verdict.route)) is not None:
+        click.echo(f"preset   {preset}")
     click.echo(f"reason   {verdict.reason}")
     if verdict.decision is not None and verdict.decision.rule is not None:
         click.echo(f"rule     {verdict.decision.rule}")

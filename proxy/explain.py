@@ -18,6 +18,7 @@ from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
 from proxy.gate import Gate, Guilds
 from proxy.http1 import RequestHead, read_request
+from proxy.presets import PRESETS
 from proxy.routes import Route, RouteTable
 from proxy.serve import route_headers
 from proxy.session import MemoryStore, Session
@@ -33,6 +34,22 @@ class Explanation:
 
     verdict: Verdict
     head: bytes | None
+
+
+def preset_of(settings: Settings, route: Route) -> str | None:
+    """What the preset of a route has brought into it, where the route says nothing itself; None without one."""
+    given = settings.route[(route.around or route).index]
+    if given.preset is None:
+        return None
+    preset, base = PRESETS[given.preset], given.path.rstrip("/")
+    brought = {
+        "sets": [name for name, template in preset.headers.items() if given.headers.set.get(name) == template],
+        "takes off": [name for name in preset.remove if name in given.headers.remove],
+        "leads on from": [path for path in given.logout if path.removeprefix(base) in preset.logout],
+        "opens": [base + path for word in given.open for path in preset.open.get(word, ())],
+        "could open": [word for word in preset.open if word not in given.open],
+    }
+    return "; ".join([given.preset, *(f"{verb} {', '.join(names)}" for verb, names in brought.items() if names)])
 
 
 async def explain_asking(

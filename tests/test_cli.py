@@ -156,6 +156,12 @@ class TestExplain:
         assert "verdict  pass" in result.output
         assert "  X-Forwarded-Name: Ann" in result.output
 
+    def test_the_preset_of_the_route(self) -> None:
+        env = {key: value for key, value in SIDECAR.items() if key != "POSTERN_UPSTREAM"}
+        env["POSTERN_ROUTE"] = '[{"name": "lab", "upstream": "http://127.0.0.1:9", "preset": "jupyterlab"}]'
+        result = CliRunner().invoke(main, ["explain", "--url", "http://localhost:3000/x"], env=env)
+        assert "route    lab\npreset   jupyterlab; leads on from /logout\n" in result.output
+
     @pytest.mark.parametrize(("content", "message"), [("[]", "JSON object"), ("{", "Expecting"), ("{}", "sub")])
     def test_bad_claims_are_bad_usage(self, tmp_path: Path, content: str, message: str) -> None:
         claims = tmp_path / "claims.json"

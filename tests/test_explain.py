@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import MalformedRequest
-from proxy.explain import explain, explain_asking
+from proxy.explain import explain, explain_asking, preset_of
 from proxy.settings import Settings, load
 from proxy.verdict import Kind
 
@@ -110,3 +110,42 @@ def test_claims_without_a_sub_are_nobody(settings: Settings) -> None:
 def test_what_the_relay_would_refuse_is_refused(settings: Settings) -> None:
     with pytest.raises(MalformedRequest):
         explain(settings, "https://wiki.example.com/a b", "GET", None)
+
+
+PRESETS = """
+[[route]]
+name = "grafana"
+path = "/grafana"
+upstream = "http://127.0.0.1:4"
+preset = "grafana"
+open = ["health"]
+headers = { set = { X-WEBAUTH-USER = "{email}" } }
+[[route]]
+name = "feeds"
+path = "/feeds"
+upstream = "http://127.0.0.1:5"
+preset = "freshrss"
+logout = []
+"""
+GRAFANA = (
+    "grafana; sets X-WEBAUTH-NAME, X-WEBAUTH-EMAIL, X-WEBAUTH-GROUPS; leads on from /grafana/logout; "
+    "opens /grafana/api/health"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/grafana/d", GRAFANA),
+        ("/grafana/api/health", GRAFANA),
+        ("/feeds/i/", "freshrss; sets Remote-User; takes off X-WebAuth-User; could open api"),
+        ("/private", None),
+    ],
+)
+def test_what_the_preset_has_brought(tmp_path: Path, path: str, told: str | None) -> None:
+    file = tmp_path / "presets.toml"
+    file.write_text(TOML + PRESETS)
+    presets = load(file, {})
+    route = explain(presets, "https://apps.example.com" + path, "GET", STAFF).verdict.route
+    assert route is not None
+    assert preset_of(presets, route) == told
