@@ -30,6 +30,12 @@ from proxy.verdict import OWN, Kind, Verdict, bad_request, shows_a_page, signed_
 # question to the store, and a head has room for hundreds.
 _COOKIES_TRIED: Final = 4
 _UNSEEN: Final = RequestFacts(method="", path="", client=None, now=0.0)  # for policies that ask only who is there
+# For those that ask, of the request, only the method. Other methods exist, and are the client's to invent: not kept.
+_OF_METHOD: Final = {
+    method.encode(): RequestFacts(method=method, path="", client=None, now=0.0)
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
+_KEPT: Final = 2 * len(_OF_METHOD)  # decisions kept in a session for each route that there is
 _NOWHERE: Final[Members] = {}
 _LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
@@ -52,6 +58,13 @@ class Guilds(Protocol):
 
     async def learn(self, guilds: Iterable[str], user: str) -> None:
         """Find out what `peek` does not know."""
+
+
+def _lasting(policy: Policy, method: bytes) -> RequestFacts | None:
+    """What `policy` sees of a request, where that is the same for every other one of `method`; else None."""
+    if not policy.sees_request:
+        return _UNSEEN
+    return _OF_METHOD.get(method) if policy.sees_method_alone else None
 
 
 def _asked_of_discord(verdict: Verdict) -> tuple[Policy, str]:
@@ -225,14 +238,21 @@ class Gate:
         return match.route.organization if match.route is not None else None
 
     def _peek(self, head: RequestHead) -> Session | Miss | None:
-        header = head.values.get(b"cookie")
-        if header is None or self._cookie not in header:
-            return None
-        for value in cookies.find_all(header, self._cookie)[:_COOKIES_TRIED]:
-            session = self._store.peek(value.decode("ascii", "replace"))
+        values: tuple[str, ...] | None = head.made.get(self._cookie)
+        if values is None:
+            values = head.made[self._cookie] = self._session_cookies(head.values.get(b"cookie"))
+        for value in values:
+            session = self._store.peek(value)
             if session is not None:
                 return session
         return None
+
+    def _session_cookies(self, header: bytes | None) -> tuple[str, ...]:
+        """The values in a Cookie field that may name a session, as far as they are looked at."""
+        if header is None or self._cookie not in header:
+            return ()
+        found = cookies.find_all(header, self._cookie)[:_COOKIES_TRIED]
+        return tuple(value.decode("ascii", "replace") for value in found)
 
     def decide(
         self, head: RequestHead, host: str, client: Address | None, match: Match, session: Session | Rejected | None
@@ -246,10 +266,11 @@ class Gate:
         if isinstance(session, Rejected):
             return Verdict(Kind.REJECTED, route=route, status=401, detail=session.detail)
         policy = route.policy
-        if session is not None and not policy.sees_request:
-            facts, decision = _UNSEEN, self._of_person(route, session)
+        facts = _lasting(policy, head.method)
+        if session is not None and facts is not None:
+            decision = self._of_person(route, session, facts)
         else:
-            facts = _UNSEEN if not policy.sees_request else self._facts(head, client, policy, match.path, session)
+            facts = facts if facts is not None else self._facts(head, client, policy, match.path, session)
             decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
             return self._refusal(head, route, session, decision)
@@ -260,7 +281,7 @@ class Gate:
         if FIELD in head.values and (refusal := self._leads_astray(head, host, client, route, session)) is not None:
             return refusal
         groups = self._groups(facts.members) if facts.members and self._group_names else ()
-        reason = decision.reason.value
+        reason = decision.reason.word
         leaves = match.path in route.logout and session is not None and shows_a_page(head.method, head.values)
         return Verdict(
             Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups, leaves=leaves
@@ -273,22 +294,24 @@ class Gate:
 
         Anybody else is nobody there: an app that makes accounts for new names must not make one for who is kept out.
         """
-        if not route.policy.sees_request:
-            return (session if self._of_person(route, session).allowed else None), _UNSEEN
+        facts = _lasting(route.policy, head.method)
+        if facts is not None:
+            return (session if self._of_person(route, session, facts).allowed else None), facts
         facts = self._facts(head, client, route.policy, path, session)
         return (session, facts) if route.policy.decide(session.identity, facts).allowed else (None, _UNSEEN)
 
-    def _of_person(self, route: Route, session: Session) -> Decision:
-        """What the policy of `route` says where only who somebody is counts: worked out once for each identity."""
+    def _of_person(self, route: Route, session: Session, facts: RequestFacts) -> Decision:
+        """What the policy of `route` says by lasting `facts`: worked out once for each identity."""
         identity = session.identity
-        kept = session.decisions.get(route)
+        key = (route, facts.method)
+        kept = session.decisions.get(key)
         if kept is not None and kept[0] is identity:
             decision: Decision = kept[1]
             return decision
-        decision = route.policy.decide(identity, _UNSEEN)
-        if len(session.decisions) >= 2 * len(self.routes.routes):
+        decision = route.policy.decide(identity, facts)
+        if len(session.decisions) >= _KEPT * len(self.routes.routes):
             session.decisions.clear()  # those for routes of earlier settings
-        session.decisions[route] = (identity, decision)
+        session.decisions[key] = (identity, decision)
         return decision
 
     def _facts(

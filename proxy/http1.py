@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from proxy.errors import MalformedRequest, MalformedResponse
 
@@ -88,7 +88,7 @@ class RequestHead:
         self.keep_alive = minor == 1
         self.expect_continue = False
         self.upgrade: bytes | None = None
-        self.made: dict[object, bytes] = {}
+        self.made: dict[object, Any] = {}
 
     @property
     def query(self) -> bytes:
@@ -113,7 +113,7 @@ class ResponseHead:
         self.length: int | None = 0
         self.chunked = False
         self.keep_alive = minor == 1
-        self.made: dict[object, bytes] = {}
+        self.made: dict[object, Any] = {}
 
 
 class Section:
@@ -124,7 +124,7 @@ class Section:
     def __init__(self, fields: Fields, values: dict[bytes, bytes]) -> None:
         self.fields = fields
         self.values = values
-        self.made: dict[object, bytes] = {}
+        self.made: dict[object, Any] = {}
         self.settled: RequestHead | None = None  # an ordinary request with this section, as it was settled
 
 

@@ -39,7 +39,10 @@ Mode = Literal["everyone", "signed-in", "rules"]
 
 
 class Reason(Enum):
-    """Why a decision is what it is. The value is what logs and answers carry."""
+    """Why a decision is what it is. The value is what logs and answers carry; `word` is the same at the price of an attribute."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
 
     EVERYONE = "everyone"  # the route asks for nothing
     SIGNED_IN = "signed_in"  # any user may
@@ -152,6 +155,13 @@ class _Rule:
         return any(
             criterion is not None
             for criterion in (self.networks, self.methods, self.paths, self.guild, self.signed_in_within)
+        )
+
+    @property
+    def sees_more(self) -> bool:
+        """Whether a criterion is about anything but the person and the method."""
+        return any(
+            criterion is not None for criterion in (self.networks, self.paths, self.guild, self.signed_in_within)
         )
 
     @property
@@ -271,8 +281,8 @@ class Policy:
     """The rules of one route: immutable; equal to another when the same requests pass it.
 
     `anonymous`: everyone passes, `any_user`: every signed-in user does, both without a look at anything else. `sees_request`:
-    more than who somebody is counts. `paths` are those that rules name, `guilds` the Discord guilds, `owned` those of whose
-    owners they speak.
+    more than who somebody is counts, `sees_method_alone`: nothing but that and the method does. `paths` are those that rules
+    name, `guilds` the Discord guilds, `owned` those of whose owners they speak.
     """
 
     _mode: Mode
@@ -283,6 +293,7 @@ class Policy:
     anonymous: bool
     any_user: bool
     sees_request: bool
+    sees_method_alone: bool
     paths: frozenset[str]
     guilds: frozenset[str]
     owned: frozenset[str]
@@ -309,6 +320,7 @@ class Policy:
             anonymous=mode == "everyone" and not deny and route.organization is None,
             any_user=mode == "signed-in" and not deny and route.organization is None,
             sees_request=any(one.rule.sees_request for one in (*allow, *deny)),
+            sees_method_alone=not any(one.rule.sees_more for one in (*allow, *deny)),
             guilds=frozenset(guild.guild for guild in asked),
             owned=frozenset(guild.guild for guild in asked if guild.owner),
             paths=frozenset(path for one in (*allow, *deny) for path in one.rule.paths or ()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -514,24 +514,30 @@ def test_what_sees_no_request_says_the_same_of_any(
     found = policy(allow, deny)
     if not found.sees_request:
         assert found.decide(who, what) == found.decide(who, other)
+    if found.sees_method_alone:
+        assert found.decide(who, what) == found.decide(who, replace(other, method=what.method))
 
 
 @pytest.mark.parametrize(
-    ("rule", "sees"),
+    ("rule", "sees", "more"),
     [
-        ({"roles": ["ops"], "users": ["a"], "emails": ["a@b.c"], "claims": {"x": "y"}}, False),
-        ({"discord": {"users": ["100000000000000001"]}}, False),
-        ({"methods": ["GET"]}, True),
-        ({"networks": ["10.0.0.0/8"]}, True),
-        ({"paths": ["/a"]}, True),
-        ({"roles": ["ops"], "signed_in_within": "1h"}, True),
-        ({"discord": {"guild": "200000000000000001"}}, True),
+        ({"roles": ["ops"], "users": ["a"], "emails": ["a@b.c"], "claims": {"x": "y"}}, False, False),
+        ({"discord": {"users": ["100000000000000001"]}}, False, False),
+        ({"methods": ["GET"]}, True, False),
+        ({"roles": ["ops"], "methods": ["GET"]}, True, False),
+        ({"networks": ["10.0.0.0/8"]}, True, True),
+        ({"paths": ["/a"]}, True, True),
+        ({"paths": ["/a"], "methods": ["GET"]}, True, True),
+        ({"roles": ["ops"], "signed_in_within": "1h"}, True, True),
+        ({"discord": {"guild": "200000000000000001"}}, True, True),
     ],
 )
-def test_which_rules_see_more_than_the_person(rule: dict[str, Any], sees: bool) -> None:
+def test_which_rules_see_more_than_the_person_and_the_method(rule: dict[str, Any], sees: bool, more: bool) -> None:
     assert policy([rule]).sees_request is sees
+    assert policy([rule]).sees_method_alone is not more
     if "signed_in_within" not in rule:
         assert policy("signed-in", [rule]).sees_request is sees
+        assert policy("signed-in", [rule]).sees_method_alone is not more
 
 
 # -- an organization's route ------------------------------------------------------------------------------------------
