@@ -26,13 +26,9 @@ from proxy.redirects import ReturnPaths
 from proxy.routes import normalise_host
 from proxy.settings import Settings
 from proxy.texts import Locale, choose_locale, has_text, text
-from proxy.verdict import Call, Kind, Verdict
+from proxy.verdict import Call, Kind, Verdict, challenge
 
 RETRY_AFTER: Final = "5"  # seconds; a store or Logto that restarts is back by then, and a person has not left yet
-
-# RFC 9110 11.6.1 wants a challenge with every 401. No registered scheme means "a session cookie", and Basic or Bearer
-# would make clients ask for credentials that most routes do not take; what a client does not know it ignores.
-_COOKIES_ONLY: Final = f'Cookie realm="{REALM}"'
 
 _WEIGHT: Final = re.compile(r";\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*(?:;|\Z)", re.IGNORECASE)
 _URL_SAFE: Final = string.punctuation
@@ -289,15 +285,13 @@ class Answers:
 
     def _rejected(self, request: Request, verdict: Verdict) -> Response:
         """401 for a program, never a page and never a way to sign in: it has nobody who could."""
-        programs = verdict.route.programs if verdict.route is not None else None
-        challenge = programs.challenge("invalid_token", verdict.detail) if programs is not None else _COOKIES_ONLY
         return self.answer(
             request,
             "invalid_credential",
             401,
             detail=f"{text(locale_of(request), 'invalid_credential.text')} ({verdict.detail})",
             as_page=False,
-            headers={"WWW-Authenticate": challenge},
+            headers=_challenge(request),
         )
 
     def _forbidden(self, request: Request, verdict: Verdict) -> Response:
@@ -347,12 +341,9 @@ class Answers:
 
 
 def _challenge(request: Request) -> Mapping[str, str]:
-    """What a program is asked for that has shown nothing."""
-    verdict = call_of(request).verdict
-    programs = verdict.route.programs if verdict.route is not None else None
-    by_browser = "sec-fetch-mode" in request.headers or "x-requested-with" in request.headers
-    asked = programs.challenge(by_browser=by_browser) if programs is not None else ""
-    return {"WWW-Authenticate": asked or _COOKIES_ONLY}
+    """What a 401 has to say of how to do better."""
+    values = {name.lower(): value for name, value in request.headers.raw}
+    return {"WWW-Authenticate": challenge(call_of(request).verdict, values)}
 
 
 def _without_query(url: str) -> str:

@@ -14,6 +14,7 @@ nobody is let through. Every dialect has its own words for the question, and its
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -22,7 +23,7 @@ from urllib.parse import quote
 from proxy.errors import MalformedRequest
 from proxy.forwarding import Origin
 from proxy.http1 import RequestHead, is_authority
-from proxy.verdict import Kind, Verdict
+from proxy.verdict import Kind, Verdict, challenge
 
 _METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,40}")
 _TARGET: Final = re.compile(rb"/[\x21\x22\x24-\x7e\x80-\xff]*")
@@ -107,27 +108,33 @@ def allowed(block: bytes, date: bytes, request_id: bytes, connection: bytes) -> 
 
 
 def refused_for_nginx(
-    verdict: Verdict, sign_in: str, url: str, date: bytes, request_id: bytes, connection: bytes
+    verdict: Verdict,
+    values: Mapping[bytes, bytes],
+    sign_in: str,
+    url: str,
+    date: bytes,
+    request_id: bytes,
+    connection: bytes,
 ) -> bytes:
     """The answer that nginx understands: 401 with the way to sign in, 503 while nobody can tell, else 403.
 
-    `sign_in` is the absolute URL of the gateway's sign-in, `url` what the browser asked for and comes back to.
+    `values` are the header fields of the request that was asked about, `sign_in` the absolute URL of the gateway's sign-in, `url`
+    what the browser asked for and comes back to.
     """
     location = b""
     if verdict.kind in (Kind.SIGN_IN, Kind.UNAUTHENTICATED):
         status = b"401 Unauthorized"
         # Where the sign-in was too long ago, Logto has to ask again: else it would send the person back as they came.
         again = b"&prompt=login" if verdict.session is not None else b""
-        location = b'Location: %b?return_to=%b%b\r\nWWW-Authenticate: Cookie realm="postern"\r\n' % (
+        location = b"Location: %b?return_to=%b%b\r\nWWW-Authenticate: %b\r\n" % (
             sign_in.encode("ascii", "replace"),
             quote(url, safe="").encode("ascii"),
             again,
+            challenge(verdict, values).encode("ascii", "replace"),
         )
     elif verdict.kind is Kind.REJECTED:
-        programs = verdict.route.programs if verdict.route is not None else None
-        challenge = programs.challenge("invalid_token", verdict.detail) if programs is not None else ""
         status = b"401 Unauthorized"
-        location = b"WWW-Authenticate: %b\r\n" % challenge.encode("ascii", "replace")
+        location = b"WWW-Authenticate: %b\r\n" % challenge(verdict, values).encode("ascii", "replace")
     elif verdict.kind is Kind.UNAVAILABLE:
         status = b"503 Service Unavailable\r\nRetry-After: 5"
     else:

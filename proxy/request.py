@@ -289,7 +289,9 @@ class Request:
             connection, call = self._answering(), self._call(verdict)
             persistence = connection.persistence(self.head.minor)
             sign_in = f"{self._plan.own_url}/sign-in"
-            answer = refused_for_nginx(verdict, sign_in, call.url, connection.date, self.id, persistence)
+            answer = refused_for_nginx(
+                verdict, asked.head.values, sign_in, call.url, connection.date, self.id, persistence
+            )
             connection.respond(int(answer[9:12]), answer)
             connection.finished()
         else:

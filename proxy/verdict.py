@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
 from proxy.claims import Identity
+from proxy.credentials import REALM
 from proxy.errors import UpstreamProblem
 from proxy.http1 import RequestHead
 from proxy.policy import Decision
@@ -97,6 +99,7 @@ class Call:
     url: str  # absolute, as the browser asked for it
 
 
+_COOKIES_ONLY: Final = f'Cookie realm="{REALM}"'
 OWN: Final = Verdict(Kind.OWN)
 
 
@@ -115,6 +118,20 @@ def signed_out(head: RequestHead, route: Route | None) -> Verdict:
     navigation = head.upgrade is None and is_navigation(head.method, head.values)
     kind = Kind.SIGN_IN if navigation else Kind.UNAUTHENTICATED
     return Verdict(kind, route=route, status=302 if navigation else 401)
+
+
+def challenge(verdict: Verdict, values: Mapping[bytes, bytes]) -> str:
+    """The `WWW-Authenticate` of a 401 for `verdict`, on a request with these header fields, by lower-case name.
+
+    RFC 9110 11.6.1 wants one with every 401. No registered scheme means "a session cookie", and Basic or Bearer would make
+    clients ask for credentials that most routes do not take; what a client does not know it ignores.
+    """
+    programs = verdict.route.programs if verdict.route is not None else None
+    if programs is None:
+        return _COOKIES_ONLY
+    error, detail = ("invalid_token", verdict.detail) if verdict.kind is Kind.REJECTED else ("", "")
+    by_browser = b"sec-fetch-mode" in values or b"x-requested-with" in values
+    return programs.challenge(error, detail, by_browser=by_browser) or _COOKIES_ONLY
 
 
 def shows_a_page(method: bytes, values: dict[bytes, bytes]) -> bool:

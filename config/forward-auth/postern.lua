@@ -9,7 +9,7 @@ local identity = {
 
 -- What Postern has to know of a request. Nothing else leaves HAProxy, least of all what a client says about itself.
 local told = {
-    "cookie", "accept", "accept-language", "user-agent", "origin", "x-requested-with", "purpose", "sec-purpose",
+    "cookie", "authorization", "accept", "accept-language", "user-agent", "origin", "x-requested-with", "purpose", "sec-purpose",
     "sec-fetch-mode", "sec-fetch-dest", "sec-fetch-site", "sec-fetch-user",
 }
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from proxy.sandbox import SANDBOX_ROBOT_ID, SANDBOX_ROBOT_SECRET
 from tests.e2e.conftest import Gateway, StartGateway, walk_in
 from tests.e2e.fronts import STARTED, Ports
 from tests.e2e.person import Person
@@ -30,6 +32,7 @@ class Front:
     url: str
     asks_as: str
     gateway: Gateway
+    logto: str
 
     @property
     def live(self) -> str:
@@ -69,17 +72,23 @@ def front(request: pytest.FixtureRequest, group: Processes, start_gateway: Start
         upstream = "http://127.0.0.1:{app}"
         allow = [{{ networks = ["192.0.2.0/24"] }}]
         [[route]]
+        name = "programs"
+        path = "/programs"
+        upstream = "http://127.0.0.1:{app}"
+        bearer = "https://api.example.com"
+        allow = [{{ scopes = ["read:things"] }}]
+        [[route]]
         name = "rest"
         upstream = "http://127.0.0.1:{app}"
     """
     env = {
         "POSTERN_PUBLIC_URL": url,
         "POSTERN_TRUSTED_PROXIES": "127.0.0.1/32",
-        "LOGTO_ENDPOINT": start_sandbox(group, url).url,
+        "LOGTO_ENDPOINT": (logto := start_sandbox(group, url).url),
     }
     gateway = start_gateway(f"behind-{name}", rules, port=own, env=env)
     STARTED[name](group, Ports(port, own, app), "/status/200")
-    front = Front(url, name, gateway)
+    front = Front(url, name, gateway, logto)
     with Person() as person:
         assert person.request("GET", url + "/status/200").status_code == 200
     return front
@@ -130,6 +139,24 @@ def test_rules_hold(front: Front, ada: Person) -> None:
             (max_, "GET", "/status/418", 418),
         ):
             assert person.request(method, front.url + path).status_code == status, (method, path)
+
+
+def test_a_program_passes_with_its_token_and_by_no_cookie_with_a_bad_one(front: Front, ada: Person) -> None:
+    form = {"grant_type": "client_credentials", "resource": "https://api.example.com", "scope": "read:things"}
+    robot = {"client_id": SANDBOX_ROBOT_ID, "client_secret": SANDBOX_ROBOT_SECRET}
+    answer = httpx2.post(front.logto + "/oidc/token", data=form | robot)
+    with Person() as program:
+        bearing = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        told = program.request("GET", front.url + "/programs/x", headers=bearing)
+        assert (told.status_code, SANDBOX_ROBOT_ID in told.text) == (200, True)
+        refused = program.request("GET", front.url + "/programs/x")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer realm="postern"')
+    for mode in ("cors", "navigate"):
+        wrong = {"Authorization": "Bearer a.b.c", "Sec-Fetch-Mode": mode, "Accept": "text/html"}
+        refused = ada.request("GET", front.url + "/programs/x", headers=wrong)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"].startswith('Bearer realm="postern", error="invalid_token"')
+        assert "location" not in refused.headers
 
 
 def test_a_refusal_is_shown_whole(front: Front) -> None:
