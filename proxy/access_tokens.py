@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from proxy.claims import Identity, identity_from_claims
+from proxy.claims import Audience, Identity, identity_from_claims
 from proxy.id_tokens import LEEWAY, BadToken, check_times, text_of, time_of
 
 ACCESS_TOKEN: Final = "at+jwt"  # the `typ` of access tokens  # noqa: S105 -- a media type
@@ -48,6 +48,24 @@ def read_access_token(claims: Mapping[str, Any], *, issuer: str, now: float) -> 
         _audiences(claims.get("aud")),
         time_of(claims, "exp") + LEEWAY,
     )
+
+
+def check_issued(token: AccessToken, audience: Audience, *, sub: str, client: str) -> None:
+    """Check that `token` is what was asked for: of `sub`, for `audience`, issued to the application `client`; raises BadToken.
+
+    It goes to an app that takes whoever it speaks of for who is there: nobody else's may ever be handed on.
+    """
+    if token.identity.sub != sub:
+        raise BadToken("its sub is another person's")
+    if token.identity.client != client:
+        raise BadToken("it was issued to another application")
+    if audience.claim not in token.audiences:
+        raise BadToken("its aud is not what was asked for")
+    within = token.identity.organizations
+    if within != ((audience.organization,) if audience.organization is not None else ()) and (
+        within or audience.resource is not None  # a token for an organization need not say a second time which one
+    ):
+        raise BadToken("it is within another organization")
 
 
 def _scopes(value: Any) -> tuple[str, ...]:

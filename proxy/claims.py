@@ -71,6 +71,33 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Audience:
+    """What an access token is for: an API resource, an organization, or an API resource within an organization."""
+
+    resource: str | None = None  # its indicator, a URI (RFC 8707)
+    organization: str | None = None  # its id at Logto
+
+    @property
+    def claim(self) -> str:
+        """The `aud` that Logto writes into such a token."""
+        return self.resource or f"urn:logto:organization:{self.organization}"
+
+    def __str__(self) -> str:
+        if self.resource is None or self.organization is None:
+            return self.claim
+        return f"{self.resource} within organization {self.organization}"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """An access token for one audience; with an empty `value`, Logto's word that there is none. Times are epoch seconds."""
+
+    value: str = field(repr=False)
+    renew_at: float  # from then on it is asked for anew; nobody waits for it
+    until: float  # it is handed out no longer, and who needs it waits
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """What Logto issued for one sign-in, as of its last refresh. The repr shows none of it."""
 
@@ -78,6 +105,7 @@ class Tokens:
     access_token: str = field(repr=False)  # opaque, for Logto's userinfo
     access_expires_at: float = field(repr=False)  # epoch seconds
     refresh_token: str | None = field(default=None, repr=False)
+    for_apis: Mapping[Audience, ApiToken] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

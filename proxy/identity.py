@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,9 +24,10 @@ from logto import LogtoConfig, LogtoException
 from logto.models.response import TokenResponse
 
 from proxy.access_tokens import AccessToken
+from proxy.api_tokens import carried_over
 from proxy.attempts import ATTEMPT_SECONDS, Attempt, Attempts
 from proxy.authorization import Wishes, authorization_url, with_query
-from proxy.claims import Grant, Identity, Tokens, identity_from_claims
+from proxy.claims import Audience, Grant, Identity, Tokens, identity_from_claims
 from proxy.errors import LogtoRefused, LogtoUnavailable, SignInFailed, SignInProblem
 from proxy.id_tokens import (
     LEEWAY,
@@ -183,14 +184,21 @@ class RelyingParty:
             claims = await self._refreshed_claims(core, response, tokens, identity)
         except BadToken as error:
             raise LogtoRefused("invalid_id_token", str(error)) from None
+        now_known = identity_from_claims(_about_the_person(claims))
+        renewed = self._tokens(
+            response, response.id_token or tokens.id_token, response.refresh_token or tokens.refresh_token
+        )
         return Grant(
-            identity_from_claims(_about_the_person(claims)),
-            self._tokens(
-                response, response.id_token or tokens.id_token, response.refresh_token or tokens.refresh_token
-            ),
+            now_known,
+            replace(renewed, for_apis=carried_over(tokens, identity, now_known, self._clock())),
             _text(claims.get("sid")),
             number_of(claims.get("auth_time")) or 0.0,
         )
+
+    async def api_token(self, tokens: Tokens, identity: Identity, audience: Audience) -> Tokens:
+        """Get an access token for `audience` with the refresh token of a session; see `LogtoCore.api_token`."""
+        core = await self._core()
+        return await core.api_token(self._config.appId, self._config.appSecret, tokens, identity.sub, audience)
 
     async def revoke(self, tokens: Tokens) -> None:
         """Revoke the refresh token (RFC 7009), or the access token where there is none. Never raises: failures are logged."""

@@ -12,7 +12,9 @@ ours to the letter.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,9 +27,11 @@ from pydantic import ValidationError
 from stamina.instrumentation import LoggingOnRetryHook, set_on_retry_hooks
 from typing_extensions import override
 
-from proxy.access_tokens import ACCESS_TOKEN, AccessToken, read_access_token
-from proxy.errors import LogtoUnavailable
-from proxy.id_tokens import ID_TOKEN, KeySet, UnknownKey, check_id_token, has_key, signed_claims
+from proxy.access_tokens import ACCESS_TOKEN, AccessToken, check_issued, read_access_token
+from proxy.api_tokens import SHORTEST_LIFE, issued, with_token
+from proxy.claims import Audience, Tokens
+from proxy.errors import LogtoRefused, LogtoUnavailable
+from proxy.id_tokens import ID_TOKEN, LEEWAY, BadToken, KeySet, UnknownKey, check_id_token, has_key, signed_claims
 from proxy.lastgood import LastGood
 from proxy.logout_tokens import LOGOUT_TOKEN, LogoutToken, read_logout_token
 from proxy.logto_http import Answer, LogtoHttp, printable
@@ -37,6 +41,7 @@ _METADATA_SECONDS: Final = 3600.0
 _KEYS_SECONDS: Final = 600.0
 _PAUSE_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 3
+_log = logging.getLogger("postern.identity")
 
 # Retries go where everything else is logged; stamina's own choice would print them on standard output.
 set_on_retry_hooks([LoggingOnRetryHook])
@@ -99,6 +104,11 @@ class Published:
         self.keys: LastGood[KeySet] = LastGood(
             "Logto's key set", self._fetch_keys, ttl=_KEYS_SECONDS, pause=_PAUSE_SECONDS, clock=clock
         )
+
+    @property
+    def now(self) -> float:
+        """The time by the clock that tokens are checked with, in epoch seconds."""
+        return self._clock()
 
     async def prepare(self, token: str, typ: str = ID_TOKEN) -> None:
         """Have the key at hand that `token` names, if Logto publishes it; raises LogtoUnavailable, BadToken.
@@ -208,13 +218,40 @@ class LogtoCore(OidcCore):
     async def fetchTokenByRefreshToken(
         self, clientId: str, clientSecret: str | None, refreshToken: str, resource: str = ""
     ) -> TokenResponse:
-        form = {
-            "grant_type": "refresh_token",
-            "client_id": clientId,
-            "client_secret": clientSecret or "",
-            "refresh_token": refreshToken,
-        }
+        form = _refresh(clientId, clientSecret, refreshToken)
         return await self._tokens(form | ({"resource": resource} if resource else {}))
+
+    async def api_token(
+        self, client_id: str, client_secret: str | None, tokens: Tokens, sub: str, audience: Audience
+    ) -> Tokens:
+        """Get an access token for `audience` (RFC 8707) with those of a session of `sub`: them with the new one, and with the
+        refresh token of now.
+
+        When the keys to check it by cannot be had, or it is over at once, the new one is not among them; yet the refresh token
+        may have been replaced. Raises LogtoRefused (invalid_target: the resource is not known, or was not asked for at the
+        sign-in; access_denied: no member of the organization; invalid_grant; `invalid_access_token`: Logto answered for somebody
+        else, or not verifiably; `no_refresh_token`) and LogtoUnavailable, after which the old refresh token is still good.
+        """
+        if tokens.refresh_token is None:
+            raise LogtoRefused("no_refresh_token")
+        asked = {"resource": audience.resource, "organization_id": audience.organization}
+        form = _refresh(client_id, client_secret, tokens.refresh_token)
+        response = await self._answered(form | {name: value for name, value in asked.items() if value is not None})
+        kept = replace(tokens, refresh_token=response.refresh_token or tokens.refresh_token)
+        try:
+            access = await self._published.access(response.access_token)
+            check_issued(access, audience, sub=sub, client=client_id)
+        except BadToken as error:
+            raise LogtoRefused("invalid_access_token", str(error)) from None
+        except LogtoUnavailable as error:
+            _log.warning("an access token for %s cannot be checked: %s", audience, error)
+            return kept
+        now = self._published.now
+        until = min(access.expires_at - LEEWAY, now + response.expires_in)
+        if until - now < SHORTEST_LIFE:
+            _log.error("an access token for %s is not used: it has %d s to live", audience, until - now)
+            return kept
+        return with_token(kept, audience, issued(response.access_token, now, until), now)
 
     @override
     def verifyIdToken(self, idToken: str, clientId: str) -> None:
@@ -237,6 +274,12 @@ class LogtoCore(OidcCore):
         return answer.body
 
     async def _tokens(self, form: Mapping[str, str]) -> TokenResponse:
+        response = await self._answered(form)
+        if response.id_token is not None:
+            await self._published.prepare(response.id_token)
+        return response
+
+    async def _answered(self, form: Mapping[str, str]) -> TokenResponse:
         answer = await self._http.post(self.metadata.token_endpoint, "token", form)
         if answer.status != 200:
             raise answer.failure("token")
@@ -246,9 +289,16 @@ class LogtoCore(OidcCore):
             raise LogtoUnavailable("token: not a token answer") from None
         if response.token_type.lower() != "bearer":
             raise LogtoUnavailable("token: a token of a type that is not known here")
-        if response.id_token is not None:
-            await self._published.prepare(response.id_token)
         return response
+
+
+def _refresh(client_id: str, client_secret: str | None, refresh_token: str) -> dict[str, str]:
+    return {
+        "grant_type": "refresh_token",
+        "client_id": client_id,
+        "client_secret": client_secret or "",
+        "refresh_token": refresh_token,
+    }
 
 
 class AttemptStorage(Storage):
