@@ -67,7 +67,8 @@ FAMILIES: Final[dict[str, dict[str, str]]] = {
 }
 
 # Everything an app may read as "a trusted proxy says". `remote-` has no prefix of its own: single names.
-_RESERVED_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-", b"x-postern-")
+# What Grafana and others call `X-WEBAUTH-` names roles, too, which nobody may give themselves where no route sets them.
+_RESERVED_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-", b"x-webauth-", b"x-postern-")
 _RESERVED: Final = frozenset(
     (b"forwarded", b"x-real-ip", b"x-request-id", b"remote-user", b"remote-name", b"remote-email", b"remote-groups")
 )

@@ -161,7 +161,8 @@ class TestIdentity:
 
 OURS = [name for family in FAMILIES.values() for name in family.values()] + [
     "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Anything", "X-Forwarded-Access-Token",
-    "X-Auth-Request-Redirect", "X-Postern-Assertion", "X-Postern-Anything", "Forwarded", "X-Real-IP", "X-Request-Id",
+    "X-Auth-Request-Redirect", "X-WEBAUTH-ROLE", "X-Postern-Assertion", "X-Postern-Anything", "Forwarded", "X-Real-IP",
+    "X-Request-Id",
 ]  # fmt: skip
 
 
