@@ -130,6 +130,11 @@ class Answers:
         query += ["prompt=login"] if switch else []
         return f"{self._public_url}{self.prefix}/sign-in" + ("?" + "&".join(query) if query else "")
 
+    @property
+    def sign_out_url(self) -> str:
+        """Where people sign out."""
+        return f"{self._public_url}{self.prefix}/sign-out"
+
     def cookies_return(self, call: Call) -> bool:
         """Whether a cookie set in answer to `call` comes back at the callback.
 

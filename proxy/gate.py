@@ -273,7 +273,9 @@ class Gate:
             facts = facts if facts is not None else self._facts(head, client, policy, match.path, session)
             decision = policy.decide(session.identity if session is not None else None, facts)
         if not decision.allowed:
-            return self._refusal(head, route, session, decision)
+            verdict = self._refusal(head, route, session, decision)
+            verdict.leaves = verdict.kind is Kind.SIGN_IN and match.path in route.logout
+            return verdict
         if route.around is not None and session is not None:
             session, facts = self._told_of(head, client, match.path, route.around, session)
         if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):

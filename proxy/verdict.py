@@ -40,7 +40,7 @@ class Verdict:
 
     `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
     where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in. `leaves`: the person is
-    signing out of the app, and is to be led on from its answer.
+    signing out of the app, and is to be led on from its answer; with SIGN_IN: wants to, and is out already.
     """
 
     __slots__ = ("decision", "detail", "groups", "kind", "leaves", "reason", "route", "session", "status")

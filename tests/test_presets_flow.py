@@ -74,6 +74,21 @@ def test_the_apps_sign_out_leads_on_and_its_cookies_are_forgotten(answer: bytes,
     run(conversation())
 
 
+def test_nobody_has_to_sign_in_to_sign_out() -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            status, head, _ = await site.ask(request("/grafana/logout", *PAGE))
+            assert status == 303
+            assert b"\r\nlocation: http://localhost:3000/.postern/sign-out\r\n" in head.lower()
+            assert site.upstream.heads == [], "no business of the app's"
+            status, _, body = await site.ask(request("/.postern/sign-out", *PAGE))
+            assert (status, b"signed out" in body) == (200, True)
+            status, _, _ = await site.ask(request("/grafana/logout", "Sec-Fetch-Mode: cors"))
+            assert status == 401
+
+    run(conversation())
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "signed_in"),
     [
