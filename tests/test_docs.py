@@ -178,7 +178,7 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        others = ("code-server", "cp", "curl", "export", "filebrowser", "git", "jupyter", "pip", "systemctl")
+        others = ("code-server", "cp", "curl", "export", "filebrowser", "git", "jupyter", "pip", "streamlit", "systemctl")
         if words[1:] == ["--version"] or program in others or "=" in words[0]:
             continue
         if program == "postern":
