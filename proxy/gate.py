@@ -172,7 +172,9 @@ class Gate:
         match = self.match(head, host)
         if isinstance(match, Verdict) or match.route is None:
             return False
-        verdict = self.decide(head, host, client, match, session)
+        # Where it is open to everyone it was let pass for the person by the route around.
+        guarded = match._replace(route=match.route.around or match.route)
+        verdict = self.decide(head, host, client, guarded, session)
         return verdict.kind in (Kind.FORBIDDEN, Kind.UNAVAILABLE) and not self._could_ask(verdict)
 
     def _could_ask(self, verdict: Verdict) -> bool:

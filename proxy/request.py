@@ -194,7 +194,9 @@ class Request:
     def _shut_out(self, session: Session) -> bool:
         """Whether the person has lost, at Logto or in a Discord guild, what an answer or a tunnel under way was granted for."""
         route = self.verdict.route if self.verdict is not None else None
-        if route is None or not self.status or not (route.policy.guilds or session.identity is not self._identity):
+        if route is None or not self.status:
+            return False
+        if not ((route.around or route).policy.guilds or session.identity is not self._identity):
             return False
         self._identity = session.identity
         judged, host = self._judged()

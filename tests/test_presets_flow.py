@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import jwt
 import pytest
 
+from proxy.session import Session
 from tests.loops import run
 from tests.relay_world import relay_world
 
@@ -230,5 +234,39 @@ def test_by_the_open_door_the_app_hears_what_it_hears_by_the_other() -> None:
                 heard.append(token.split(b" ")[1])
             audiences = [jwt.decode(token, options={"verify_signature": False})["aud"] for token in heard]
             assert audiences == ["papers", "papers"], "one app, one audience"
+
+    run(conversation())
+
+
+def test_who_loses_the_role_loses_what_is_under_way_by_the_open_door_too() -> None:
+    """It was begun as somebody, and goes on as them to the app."""
+
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await reader.read(-1)
+
+    async def conversation() -> None:
+        async with relay_world(CLOSED.replace("RULES", 'allow = [{ roles = ["staff"] }]')) as site:
+            site.upstream.script = stream
+            theirs, others = await site.sign_in(roles=("staff",)), await site.sign_in(roles=("guest",))
+            for cookie in (theirs, others):
+                client = await site.connect()
+                client.send(request("/api/events", f"Cookie: {cookie.decode()}"))
+                assert b" 200 " in await client.head()
+            site.much_later(0)
+            assert site.upstream.open == 2
+            for cookie in (theirs, others):
+                session = site.gateway.store.peek(cookie.decode().partition("=")[2])
+                assert isinstance(session, Session)
+                session.identity = replace(session.identity, roles=())
+
+            def gone() -> bool:
+                site.much_later(0)
+                return site.upstream.open < 2
+
+            await site.until(gone)
+            site.much_later(0)
+            assert site.upstream.open == 1, "who was nobody there goes on as nobody"
 
     run(conversation())
