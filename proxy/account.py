@@ -70,9 +70,11 @@ class Account:
         pages: Pages,
         answers: Answers,
         sessions: Listed,
+        passwords: str | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`passwords` is the path of the page about app passwords, where there is anything to be done there."""
         self._public = urlsplit(settings.public_url)
         self._here = f"{settings.public_url}{settings.prefix}/"
         self._gate = gate
@@ -80,6 +82,7 @@ class Account:
         self._pages = pages
         self._answers = answers
         self._sessions = sessions
+        self._more = [Action("action.passwords", passwords)] if passwords is not None else []
         self._clock = clock
 
     async def home(self, request: Request) -> Response:
@@ -100,6 +103,7 @@ class Account:
             end_others=end_others,
             more_sessions=more,
             actions=[
+                *self._more,
                 Action("action.sign_out", f"{self._answers.prefix}/sign-out", post=True),
                 Action("action.switch", self._answers.sign_in_url(self._here, switch=True)),
             ],

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from proxy.errors import CannotServe, MalformedRequest
 from proxy.logto_command import logto
+from proxy.passwords_command import passwords
 from proxy.sessions_command import sessions
 from proxy.settings import Settings, SettingsError, load, schema
 
@@ -37,6 +38,7 @@ def main() -> None:
 
 
 main.add_command(logto)
+main.add_command(passwords)
 main.add_command(sessions)
 
 

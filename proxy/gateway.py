@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
@@ -26,11 +26,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.account import Account, Visits
 from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
+from proxy.app_passwords import AppPasswords
 from proxy.assertion import signer_of
 from proxy.errors import PosternError, StoreUnavailable
 from proxy.gate import Gate
 from proxy.identity import RelyingParty
 from proxy.notices import Notices
+from proxy.own_passwords import OwnPasswords
 from proxy.own_sessions import OwnSessions
 from proxy.pages import Pages
 from proxy.redirects import ReturnPaths
@@ -56,10 +58,11 @@ def create_app(
     pages: Pages,
     returns: ReturnPaths,
     sign_ins: Counter[str] | None = None,
+    passwords: AppPasswords | None = None,
 ) -> Starlette:
     """Build the app. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`, `revocations`.
 
-    Sign-ins that end are counted in `sign_ins` by result.
+    Sign-ins that end are counted in `sign_ins` by result. Without `passwords` there is no page about app passwords.
     """
     answers = Answers(settings, pages, returns)
     visits = Visits(settings, store)
@@ -68,8 +71,10 @@ def create_app(
     sign_in = SignIn(*parts, Counter() if sign_ins is None else sign_ins, gate.organization_at)
     sign_out = SignOut(*parts)
     sessions = OwnSessions(settings, store, visits, answers)
-    account = Account(settings, gate, visits, pages, answers, sessions.listed)
-    notices = Notices(settings, store, relying_party)
+    own_passwords = OwnPasswords(settings, gate, passwords, visits, pages, answers) if passwords is not None else None
+    more = own_passwords.wanted_at if own_passwords is not None else None
+    account = Account(settings, gate, visits, pages, answers, sessions.listed, more)
+    notices = Notices(settings, store, relying_party, passwords)
     health = Health(store, relying_party)
     own: dict[str, Callable[[Request], object]] = {
         "": account.home,
@@ -83,21 +88,14 @@ def create_app(
         "/readyz": health.ready,
         "/jwks.json": Keys(settings).jwks,
     }
-    routes = [
-        Route(settings.prefix + path, endpoint, methods=["GET", "POST"] if path == "/sign-out" else ["GET"])
-        for path, endpoint in own.items()
-    ]
-
-    posted = {
+    posted: dict[str, Callable[[Request], object]] = {
         "/sessions/end-others": sessions.end_others,
         "/sessions/{id}/end": sessions.end,
         "/backchannel-logout": notices.backchannel_logout,
         "/hooks/logto": notices.webhook,
     }
-    routes += [Route(settings.prefix + path, endpoint, methods=["POST"]) for path, endpoint in posted.items()]
-
     app = Starlette(
-        routes=routes,
+        routes=[*_routes(settings.prefix, own, posted), *(own_passwords.routes if own_passwords is not None else ())],
         middleware=[Middleware(_Frame, answers=answers, sign_in=sign_in)],
         exception_handlers={HTTPException: _Unrouted(answers)},
         lifespan=_lifespan_with(revocations),
@@ -106,6 +104,15 @@ def create_app(
     app.state.health = health
     app.state.revocations = revocations
     return app
+
+
+def _routes(
+    prefix: str, own: dict[str, Callable[[Request], object]], posted: dict[str, Callable[[Request], object]]
+) -> Iterator[Route]:
+    for path, endpoint in own.items():
+        yield Route(prefix + path, endpoint, methods=["GET", "POST"] if path == "/sign-out" else ["GET"])
+    for path, endpoint in posted.items():
+        yield Route(prefix + path, endpoint, methods=["POST"])
 
 
 def _lifespan_with(revocations: Revocations) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.answers import RETRY_AFTER, call_of, json_response
+from proxy.app_passwords import AppPasswords
 from proxy.errors import LogtoUnavailable
 from proxy.id_tokens import BadToken
 from proxy.identity import RelyingParty
@@ -41,12 +42,14 @@ class Notices:
         settings: Settings,
         store: SessionStore,
         relying_party: RelyingParty,
+        passwords: AppPasswords | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._key = settings.logto.webhook_key
         self._store = store
         self._relying_party = relying_party
+        self._passwords = passwords
         self._clock = clock
 
     async def backchannel_logout(self, request: Request) -> Response:
@@ -107,10 +110,14 @@ class Notices:
 
     async def _act(self, webhook: Webhook, request_id: str) -> None:
         for sub in webhook.ended:
+            passwords = await self._passwords.end_user(sub, webhook.event) if self._passwords is not None else 0
             ended = await self._store.end_user(sub, webhook.event)
             details = {"user": sub, "reason": webhook.event, "sessions": ended, "request_id": request_id}
+            details |= {"passwords": passwords} if passwords else {}
             _audit.info("sessions ended by Logto's webhook", extra=details)
         for sub in webhook.changed:
+            if self._passwords is not None:
+                await self._passwords.doubt(sub)  # before a renewal that has been waiting for this can say who they are
             await self._store.renew_soon([session.id for session in await self._store.of_user(sub)])
         if webhook.everybody:
             await self._renew_everybody()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.settings import Settings
 
 # Pages on which the gate in the emblem stands open.
-_OPEN: Final = frozenset({"home", "already", "signed_in"})
+_OPEN: Final = frozenset({"home", "already", "signed_in", "passwords", "password_made"})
 
 # The tab's icon, as a data URL: a page of ours must not make the browser ask the app behind for /favicon.ico.
 _ICON: Final = "data:image/svg+xml," + quote(
@@ -87,6 +87,47 @@ class SignedIn:
             _require_link(self.end)
 
 
+@dataclass(frozen=True, slots=True)
+class MadePassword:
+    """One of a person's app passwords: `made`, `expires` as minutes of UTC, `seen` as a sentence; a POST to `revoke` ends it."""
+
+    name: str
+    route: str
+    made: str
+    expires: str
+    seen: str
+    waits: bool
+    revoke: str
+
+    def __post_init__(self) -> None:
+        _require_link(self.revoke)
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordForm:
+    """The form that makes an app password. `problem`, a key of texts.py, is what was wrong with what it holds."""
+
+    url: str
+    routes: Sequence[str]
+    days: Sequence[int]
+    name: str = ""
+    route: str = ""
+    chosen: str = ""
+    name_chars: int = 64
+    problem: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_link(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class Passwords:
+    """A person's app passwords, and the form for another one."""
+
+    made: Sequence[MadePassword]
+    form: PasswordForm
+
+
 class Pages:
     """Renders pages for one site.
 
@@ -104,8 +145,10 @@ class Pages:
         style = environment.get_template("style.css").render().strip()
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         shared = {"site": site, "icon": _ICON, "style": Markup(style)}  # noqa: S704 -- our own file
+        self._layout = environment.get_template("layout.html", globals=shared)
         self._templates = {
-            name: environment.get_template(f"{name}.html", globals=shared) for name in ("layout", "home")
+            page: environment.get_template(f"{name}.html", globals=shared)
+            for page, name in (("home", "home"), ("passwords", "passwords"), ("password_made", "passwords"))
         }
         self._csp = (
             f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; frame-ancestors 'none'; "
@@ -132,18 +175,20 @@ class Pages:
         sessions: Sequence[SignedIn] = (),
         end_others: Action | None = None,
         more_sessions: bool = False,
+        passwords: Passwords | None = None,
+        secret: str = "",
         refresh: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> HTMLResponse:
         """Render the page `page` (the stem of its keys in texts.py); the first of its actions is the main one.
 
         `sessions` are listed on the page "home", with `end_others` to end all but the first, and a word on those that are not
-        listed if there are `more_sessions`. `refresh` is a URL that the browser goes on to by itself. KeyError for a page
-        without texts.
+        listed if there are `more_sessions`; `passwords` on the page of that name, and `secret` on "password_made". `refresh` is
+        a URL that the browser goes on to by itself. KeyError for a page without texts.
         """
         if refresh is not None:
             _require_link(refresh)
-        body = self._templates["home" if page == "home" else "layout"].render(
+        body = self._templates.get(page, self._layout).render(
             page=page,
             locale=locale,
             t=functools.partial(text, locale),
@@ -156,9 +201,11 @@ class Pages:
             sessions=sessions,
             end_others=end_others,
             more_sessions=more_sessions,
+            passwords=passwords,
+            secret=secret,
             refresh=refresh,
         )
-        has_form = any(action.post for action in actions)
+        has_form = passwords is not None or any(action.post for action in actions)
         return HTMLResponse(body, status, {**self._headers(locale, has_form=has_form), **(headers or {})})
 
     def _headers(self, locale: Locale, *, has_form: bool) -> dict[str, str]:

@@ -288,6 +288,10 @@ class RouteSettings(Section):
         "API resources in Logto, by identifier, whose access tokens programs may present as `Authorization: Bearer`. "
         "Default: none.",
     )
+    app_passwords: Annotated[bool, FLAG] = written(
+        False,
+        "Let people make passwords for programs of theirs, on `/passwords` below `prefix`; they come as Basic or Bearer.",
+    )
     pass_authorization: Annotated[bool, FLAG] = written(
         False, "Let the app see the credential that a program was let in by."
     )

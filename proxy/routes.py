@@ -96,8 +96,8 @@ class Route:
             preserve_host=route.preserve_host,
             body_bytes=route.body_bytes,
             organization=route.organization,
-            programs=Programs(route.name, frozenset(route.bearer), passed_on=route.pass_authorization)
-            if route.bearer
+            programs=Programs(route.name, frozenset(route.bearer), route.app_passwords, route.pass_authorization)
+            if route.bearer or route.app_passwords
             else None,
             encoding=route.encoding,
             logout=frozenset(form for path in route.logout for form in (path, path.rstrip("/") + "/")),
@@ -120,7 +120,7 @@ class Route:
 def _open_to_everyone(route: RouteSettings, path: str) -> RouteSettings:
     """A part of `route` that its app guards itself, credentials included."""
     more = {"path": path, "name": f"{route.name}-open", "allow": "everyone", "deny": (), "organization": None}
-    return route.model_copy(update={**more, "bearer": (), "logout": ()})
+    return route.model_copy(update={**more, "bearer": (), "app_passwords": False, "logout": ()})
 
 
 class Match(NamedTuple):

@@ -212,6 +212,25 @@ class SessionSettings(Section):
         return value
 
 
+class AppPasswordSettings(Section):
+    """What people make for programs of theirs, on routes that take such."""
+
+    lifetime: Seconds = written("365d", "Longest time until one expires.")
+    sign_in_within: Seconds = written(
+        "30d",
+        "How long one goes on without its owner: since a sign-in of theirs, or a recheck of a session in use. Then it waits "
+        "until they have signed in again.",
+    )
+    per_user: Annotated[int, count(1, 1000)] = written(20, "How many anybody may have.")
+
+    @field_validator("lifetime")
+    @classmethod
+    def _a_day_or_more(cls, value: float) -> float:
+        if value < 86400:
+            raise mistake("is shorter than a day", "a duration of at least 1d")
+        return value
+
+
 class IdentitySettings(Section):
     """How the apps behind learn who is there."""
 

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from proxy import cookies
 from proxy.accesslog import AccessLog
+from proxy.app_passwords import AppPasswords
 from proxy.assertion import signer_of
 from proxy.bearer import BearerTokens
 from proxy.claims import Tokens
@@ -25,7 +26,7 @@ from proxy.credentials import Scheme
 from proxy.discord import Discord
 from proxy.errors import CannotServe
 from proxy.forwarding import Forwarding
-from proxy.gate import Gate
+from proxy.gate import Gate, Verifier
 from proxy.gateway import create_app
 from proxy.headers import RouteHeaders
 from proxy.hearsay import Hearsay
@@ -35,6 +36,7 @@ from proxy.listening import Turn, server_tls
 from proxy.logplace import LogPlace
 from proxy.logs import access_place
 from proxy.pages import Pages
+from proxy.password_store import open_passwords
 from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
 from proxy.relay import Plan, Relay, lanes
@@ -75,6 +77,7 @@ class Gateway:
     front: Front
     keyring: KeyRing
     store: SessionStore
+    passwords: AppPasswords
     renewals: Renewals
     upstreams: Upstreams
     relay: Relay
@@ -110,7 +113,7 @@ class Gateway:
         Raises CannotServe, and then nothing has changed.
         """
         old = self.front
-        front = _front(settings, self.keyring, self.store, self.upstreams, self.sign_ins, old)
+        front = _front(settings, self.keyring, self.store, self.passwords, self.upstreams, self.sign_ins, old)
         if settings.log != old.settings.log:
             place, form = access_place(settings.log)
             self.log.redirect(place, form)
@@ -119,6 +122,7 @@ class Gateway:
             self.log_place = place
         self.keyring.rotate(settings.seal_secrets)
         self.store.bounds = bounds_of(settings)
+        self.passwords.adopt(settings)
         self.upstreams.keep(
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
         )
@@ -127,6 +131,11 @@ class Gateway:
         self.relay.plan = front.plan
         front.app.state.health.draining = old.app.state.health.draining
         self._retired[old] = asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._let_go, old)
+
+    async def start(self) -> None:
+        """Get the stores ready. Does not fail because they are down."""
+        await self.store.start()
+        await self.passwords.start()
 
     def reopen_logs(self) -> None:
         """Go on in a new access log, when the old one was moved away."""
@@ -145,6 +154,7 @@ class Gateway:
             timer.cancel()
             await self._leave(front, self.front)
         await self._leave(self.front)
+        await self.passwords.close()
         await self.store.close()
         self.log.flush()
         if self.log_place is not None:
@@ -175,17 +185,20 @@ def build(settings: Settings) -> Gateway:
     """
     keyring = KeyRing(settings.seal_secrets)
     store = open_store(settings, keyring)
+    passwords = AppPasswords(settings, open_passwords(settings, keyring))
     upstreams = Upstreams(settings.limits.connect_timeout)
     sign_ins: Counter[str] = Counter()
-    front = _front(settings, keyring, store, upstreams, sign_ins, None)
+    front = _front(settings, keyring, store, passwords, upstreams, sign_ins, None)
     place, form = access_place(settings.log)
     log = AccessLog(place, form)
     tally = Tally() if settings.metrics.listen is not None else None
     relay = Relay(front.plan, upstreams, log, tally, _tracer(settings))
     store.on_end(relay.session_ended)
+    store.on_vouched(passwords.vouched)
+    passwords.store.on_end(relay.session_ended)
     renewals = Renewals(store)
     renewals.refresh = front.relying_party.refresh
-    gateway = Gateway(front, keyring, store, renewals, upstreams, relay, log, place, sign_ins)
+    gateway = Gateway(front, keyring, store, passwords, renewals, upstreams, relay, log, place, sign_ins)
     store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))  # noqa: PLW0108 -- the app may be another by then
     return gateway
 
@@ -204,6 +217,7 @@ def _front(
     settings: Settings,
     keyring: KeyRing,
     store: SessionStore,
+    passwords: AppPasswords,
     upstreams: Upstreams,
     sign_ins: Counter[str],
     old: Front | None,
@@ -216,9 +230,14 @@ def _front(
         relying_party = RelyingParty(settings, keyring, store.once)
     routes = RouteTable.from_settings(settings)
     discord = _discord(settings, routes, store, keyring, old)
-    gate = Gate(settings, routes, store, discord, {Scheme.BEARER: BearerTokens(relying_party.access)})
+    verifiers: dict[Scheme, Verifier] = {
+        Scheme.BEARER: BearerTokens(relying_party.access),
+        Scheme.PASSWORD: passwords,
+    }
+    gate = Gate(settings, routes, store, discord, verifiers)
     returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
-    app = create_app(settings, gate, store, relying_party, Pages.from_settings(settings), returns, sign_ins)
+    pages = Pages.from_settings(settings)
+    app = create_app(settings, gate, store, relying_party, pages, returns, sign_ins, passwords)
     limits = settings.limits
     plan = Plan(
         gate=gate,
@@ -306,7 +325,7 @@ def make_server(gateway: Gateway, turn: Turn | None = None) -> Server:
 async def serve(settings: Settings, *, started: Callable[[], None] | None = None) -> None:
     """Run one gateway until SIGTERM or SIGINT. `started` is called once it listens. OSError when it cannot listen."""
     gateway = build(settings)
-    await gateway.store.start()
+    await gateway.start()
     server = make_server(gateway)
     if started is not None:
         server.on_start = started

@@ -51,7 +51,7 @@ class _Kept:
 
     __slots__ = ("cookie", "quiet_until", "session", "tokens")
 
-    def __init__(self, cookie: str, session: Session, tokens: Tokens) -> None:
+    def __init__(self, cookie: str, session: Session, tokens: Tokens | None) -> None:
         self.cookie = cookie
         self.session = session
         self.tokens = tokens
@@ -119,10 +119,14 @@ class MemoryStore(SessionStore):
         holder = Holder.new()
         recheck = self.bounds.recheck
         session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
-        kept = self._sessions[holder.id] = self._by_cookie[holder.cookie] = _Kept(holder.cookie, session, grant.tokens)
+        self._put(holder, session, grant.tokens)
+        self._vouched(session.identity)
+        return session, holder.cookie
+
+    def _put(self, holder: Holder, session: Session, tokens: Tokens | None) -> None:
+        kept = self._sessions[holder.id] = self._by_cookie[holder.cookie] = _Kept(holder.cookie, session, tokens)
         for index in _indexes(session):
             self._indexes.setdefault(index, {})[session.id] = kept
-        return session, holder.cookie
 
     @override
     async def tokens(self, cookie: str) -> Tokens | None:
@@ -143,6 +147,7 @@ class MemoryStore(SessionStore):
             self._indexes.setdefault(index, {})[session.id] = found
         found.tokens = grant.tokens
         found.quiet_until = 0.0
+        self._vouched(session.identity)
         return session
 
     @override
@@ -165,7 +170,7 @@ class MemoryStore(SessionStore):
             return False
         _log.debug("session %s has ended: %s", session_id, why)
         self._drop(session_id)
-        if leave_tokens:
+        if leave_tokens and kept.tokens is not None:
             self._left_over(kept.tokens)
         return True
 

@@ -43,8 +43,31 @@ _TEXTS: Final = ("sub", "username", "name", "email", "picture", "discord_id", "d
 _LISTS: Final = ("roles", "organizations", "organization_roles")
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a store keeps: under which keys, and what it is sealed for. What was kept as one kind is never read as another."""
+
+    prefix: str  # of the records' keys; then, of the indexes by person and by session at Logto
+    people: str
+    sids: str
+    purpose: str
+
+
+SESSIONS: Final = Kind("postern:s:", "postern:u:", "postern:l:", "session")
+PASSWORDS: Final = Kind("postern:p:", "postern:pu:", "postern:pl:", "app password")
+
+
 class Damaged(PosternError):
     """A stored record cannot be read: another format, another key, or somebody else's bytes. It counts as absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What an app password is for: its name, the one route, by name, and when Logto last spoke for its owner (epoch seconds)."""
+
+    name: str
+    route: str
+    vouched_at: float
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -66,6 +89,7 @@ class Session:
     renew_at: float = _NEVER  # from then on its tokens should be renewed; nobody waits for it
     fresh_until: float = _NEVER  # from then on who wants in waits for the renewal
     via: Literal["cookie", "bearer", "password"] = "cookie"  # by what its holder is known; never kept
+    errand: Errand | None = None  # of an app password
     failing_since: float | None = None  # renewals have been failing through no fault of the person's
     blocks: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the relay's headers, per route
     decisions: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # the gate's, per route
@@ -90,6 +114,7 @@ class Session:
         self.signed_in_at = other.signed_in_at
         self.renew_at = other.renew_at
         self.fresh_until = other.fresh_until
+        self.errand = other.errand
         self.failing_since = other.failing_since
 
 
@@ -140,10 +165,10 @@ def is_session_id(value: str) -> bool:
     return _ID.fullmatch(value) is not None
 
 
-def encode_session(ring: KeyRing, session: Session, proof: str) -> bytes:
+def encode_session(ring: KeyRing, session: Session, proof: str, kind: Kind = SESSIONS) -> bytes:
     """Seal all of `session` but what moves on its own (`seen_at`, `failing_since`) and what belongs to one process."""
     times = (session.created_at, session.expires_at, session.signed_in_at, session.renew_at, session.fresh_until)
-    body = {
+    body: dict[str, Any] = {
         "who": _identity_fields(session.identity),
         "sid": session.sid,
         "times": [None if time == _NEVER else time for time in times],
@@ -151,7 +176,9 @@ def encode_session(ring: KeyRing, session: Session, proof: str) -> bytes:
         "address": session.address,
         "proof": proof,
     }
-    return _VERSION + ring.seal("session", _pack(body), context=session.id.encode())
+    if session.errand is not None:
+        body["errand"] = dataclasses.astuple(session.errand)
+    return _VERSION + ring.seal(kind.purpose, _pack(body), context=session.id.encode())
 
 
 def decode_session(ring: KeyRing, holder: Holder, stored: bytes, seen_at: bytes) -> Session | None:
@@ -161,16 +188,22 @@ def decode_session(ring: KeyRing, holder: Holder, stored: bytes, seen_at: bytes)
 
 
 def decode_record(
-    ring: KeyRing, session_id: str, stored: bytes, seen_at: bytes, failing_since: bytes | None = None
+    ring: KeyRing,
+    session_id: str,
+    stored: bytes,
+    seen_at: bytes,
+    failing_since: bytes | None = None,
+    kind: Kind = SESSIONS,
 ) -> tuple[Session, str]:
     """Read what `encode_session` made, for whoever need not be its holder: the session and its proof. Raises Damaged."""
-    packed = _unseal(ring, "session", session_id, stored)
+    packed = _unseal(ring, kind.purpose, session_id, stored)
     try:
         body = json.loads(packed)
         times = (_NEVER if time is None else float(time) for time in body["times"])
         created_at, expires_at, signed_in_at, renew_at, fresh_until = times
         proof: str = body["proof"]
         proof.encode("ascii")  # compare_digest takes no other text
+        errand = _errand(body.get("errand"))
         session = Session(
             id=session_id,
             identity=_identity(body["who"]),
@@ -183,6 +216,8 @@ def decode_record(
             address=str(body["address"]),
             renew_at=renew_at,
             fresh_until=fresh_until,
+            via="cookie" if errand is None else "password",
+            errand=errand,
             failing_since=None if failing_since is None else float(failing_since),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -256,6 +291,13 @@ def _identity(fields: Mapping[str, Any]) -> Identity:
     if not texts["sub"]:
         raise ValueError("nobody")
     return Identity(**texts, **lists, claims=dict(fields.get("claims", {})))  # type: ignore[arg-type]
+
+
+def _errand(fields: Any) -> Errand | None:
+    if fields is None:
+        return None
+    name, route, vouched_at = fields
+    return Errand(str(name), str(route), float(vouched_at))
 
 
 def _optional_text(value: Any) -> str | None:

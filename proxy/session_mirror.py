@@ -14,7 +14,7 @@ from typing import Final
 from proxy.errors import StoreUnavailable
 from proxy.session_cache import Line, SessionCache
 from proxy.session_servers import Reach, Server, Servers
-from proxy.session_tracking import Listener, Tracker
+from proxy.session_tracking import PREFIX, Listener, Tracker
 
 _AT_ONCE: Final = 32
 _AGAIN_SECONDS: Final = 1.0
@@ -38,8 +38,9 @@ class Mirror:
         grace: bool,
         read_again: Callable[[str, str | None], Awaitable[None]],
         resumed: Callable[[], None],
+        prefix: str = PREFIX,
     ) -> None:
-        """With `grace`, entries outlive the loss of reports, for `cache.stale` to find."""
+        """`prefix` is that of the records' keys. With `grace`, entries outlive the loss of reports, for `cache.stale` to find."""
         self._servers = servers
         self._cache = cache
         self._reach = reach
@@ -47,6 +48,7 @@ class Mirror:
         self._grace = grace
         self._read_again = read_again
         self._resumed = resumed
+        self._prefix = prefix
         self._trackers: dict[Server, asyncio.Task[None]] = {}
         self._dismissed: set[asyncio.Task[None]] = set()  # trackers of masters no more, on their way out
         self._closed = False
@@ -94,6 +96,7 @@ class Mirror:
             listener,
             clock=self._clock,
             timeout=self._reach.patience,
+            prefix=self._prefix,
         )
         return server.tracker
 

@@ -4,6 +4,7 @@
   was last seen), `f` (since when renewals fail), `r` (from when on to renew, whatever `s` says). Of one that was ended `x` (why)
   may be left, and `t` while it is to be revoked.
 - `postern:u:<hash of sub>` and `postern:l:<hash of Logto's sid>`, sorted sets of ids by their absolute ends.
+- `postern:p:<id>` and `postern:pu:<hash of sub>`, the same for app passwords, which have no tokens.
 - `postern:once:…` and `postern:lock:…`, claims; `postern:word:…`, what workers leave for each other.
 
 Every key has a TTL. Each script touches one key, so that all of this works on a Cluster, and each may run twice without
@@ -20,6 +21,7 @@ import base64
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -29,10 +31,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from proxy.errors import StoreUnavailable
 from proxy.session_cache import Line
+from proxy.session_codec import SESSIONS, Kind, decode_record
 from proxy.session_servers import Command, Reach, Servers, all_of
-from proxy.session_tracking import PREFIX
 
 if TYPE_CHECKING:
+    from proxy.sealing import KeyRing
     from proxy.session_codec import Session
 
 BATCH: Final = 100
@@ -46,7 +49,8 @@ _log = logging.getLogger("postern.session")
 _CREATE: Final = """
 local s = redis.call('HGET', KEYS[1], 's')
 if s then return s == ARGV[1] and 1 or 0 end
-redis.call('HSET', KEYS[1], 's', ARGV[1], 't', ARGV[2], 'n', ARGV[3])
+redis.call('HSET', KEYS[1], 's', ARGV[1], 'n', ARGV[3])
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 't', ARGV[2]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """
@@ -65,6 +69,15 @@ if t == ARGV[2] then return 1 end
 if redis.sha1hex(t or '') ~= ARGV[3] then return 2 end
 redis.call('HSET', KEYS[1], 's', ARGV[1], 't', ARGV[2])
 redis.call('HDEL', KEYS[1], 'f', 'r')
+return 1
+"""
+# Only over what was read: who amends something else meanwhile is not undone.
+_AMEND: Final = """
+local s = redis.call('HGET', KEYS[1], 's')
+if not s then return 0 end
+if s == ARGV[1] then return 1 end
+if redis.sha1hex(s) ~= ARGV[2] then return 2 end
+redis.call('HSET', KEYS[1], 's', ARGV[1])
 return 1
 """
 _RENEW: Final = """
@@ -126,17 +139,27 @@ class Record(NamedTuple):
 NOTHING: Final = Record(None, None, None, None, None)
 
 
+def opened(ring: KeyRing, session_id: str, record: Record, kind: Kind = SESSIONS) -> tuple[Session, str]:
+    """What a record that is there says, and the proof of its holder; raises Damaged, or ValueError for times that are none."""
+    stored, seen = record.stored or b"", record.seen or b""
+    session, proof = decode_record(ring, session_id, stored, seen, record.failing, kind)
+    if session.renew_at < math.inf:  # else there is nothing to renew it with
+        session.renew_at = min(session.renew_at, float(record.renew or "inf"))
+    return session, proof
+
+
 class Records:
     """The records in Redis. Ids must have the form of one; times are epoch seconds, spans seconds."""
 
-    def __init__(self, servers: Servers, reach: Reach) -> None:
+    def __init__(self, servers: Servers, reach: Reach, kind: Kind = SESSIONS) -> None:
         self.servers = servers
+        self._prefix = kind.prefix
         self._patience = reach.patience
         self.down_since: float | None = None  # time.monotonic(): nothing has been answered since
 
     async def read(self, session_id: str) -> tuple[Record, Line | None]:
         """A session's record, and who covers the answer."""
-        key = PREFIX + session_id
+        key = self._prefix + session_id
         async with self.asking():
             try:
                 values, line = await self.servers.ask(key, "HMGET", key, *_FIELDS)
@@ -150,42 +173,48 @@ class Records:
 
     async def read_each(self, ids: Sequence[str]) -> list[Record]:
         """The records of several sessions, without their tokens."""
-        answers = await self._each([(PREFIX + it, ("HMGET", PREFIX + it, *_FIELDS[:-1])) for it in ids])
+        answers = await self._each([(self._prefix + it, ("HMGET", self._prefix + it, *_FIELDS[:-1])) for it in ids])
         return [Record(*answer) if isinstance(answer, list) else NOTHING for answer in answers]
 
     async def create(self, session_id: str, stored: bytes, tokens: bytes, seen: float, ttl: float) -> None:
-        """Store a new session."""
-        key = PREFIX + session_id
+        """Store a new session; `tokens` may be empty: it has none."""
+        key = self._prefix + session_id
         if await self._script(_CREATE, key, stored, tokens, stamp(seen), _ms(ttl)) != 1:
             raise StoreUnavailable("Redis did not store the session")
 
     async def touch(self, session_id: str, seen: float, ttl: float) -> None:
         """Note the use of a session."""
-        await self._script(_TOUCH, PREFIX + session_id, stamp(seen), _ms(ttl))
+        await self._script(_TOUCH, self._prefix + session_id, stamp(seen), _ms(ttl))
 
     async def replace(self, session_id: str, stored: bytes, tokens: bytes, before: bytes) -> bool | None:
         """Put a renewed record in the place of the one with the tokens `before`; None: ended, False: other tokens by now."""
         digest = hashlib.sha1(before, usedforsecurity=False).hexdigest()
-        answer = await self._script(_REPLACE, PREFIX + session_id, stored, tokens, digest)
+        answer = await self._script(_REPLACE, self._prefix + session_id, stored, tokens, digest)
+        return None if answer == 0 else answer == 1
+
+    async def amend(self, session_id: str, stored: bytes, before: bytes) -> bool | None:
+        """Put a record in the place of the one `before`; None: ended, False: another one by now."""
+        digest = hashlib.sha1(before, usedforsecurity=False).hexdigest()
+        answer = await self._script(_AMEND, self._prefix + session_id, stored, digest)
         return None if answer == 0 else answer == 1
 
     async def renew(self, ids: Sequence[str], at: float) -> None:
         """Note that the tokens of sessions shall be renewed from `at` on."""
-        await self._each([(PREFIX + it, ("EVAL", _RENEW, 1, PREFIX + it, stamp(at))) for it in ids])
+        await self._each([(self._prefix + it, ("EVAL", _RENEW, 1, self._prefix + it, stamp(at))) for it in ids])
 
     async def fail(self, session_id: str, since: float) -> None:
         """Note that renewals fail, unless that is noted already."""
-        await self._script(_FAIL, PREFIX + session_id, stamp(since))
+        await self._script(_FAIL, self._prefix + session_id, stamp(since))
 
     async def end(self, ids: Sequence[str], why: str, *, leave_tokens: bool) -> int:
         """End sessions; returns how many there were. With `leave_tokens` these stay behind for `leftover`."""
         leave = "1" if leave_tokens else "0"
-        commands = [(PREFIX + it, ("EVAL", _END, 1, PREFIX + it, why, leave)) for it in ids]
+        commands = [(self._prefix + it, ("EVAL", _END, 1, self._prefix + it, why, leave)) for it in ids]
         return sum(1 for answer in await self._each(commands) if answer)
 
     async def leftover(self, session_id: str) -> bytes | None:
         """Take the tokens that an ended session has left behind."""
-        found = await self._script(_LEFTOVER, PREFIX + session_id)
+        found = await self._script(_LEFTOVER, self._prefix + session_id)
         return found if isinstance(found, bytes) else None
 
     # -- indexes
@@ -221,9 +250,9 @@ class Records:
             cursor = 0
             while True:
                 async with self.asking():
-                    cursor, keys = await server.ask("SCAN", cursor, "MATCH", PREFIX + "*", "COUNT", BATCH)
+                    cursor, keys = await server.ask("SCAN", cursor, "MATCH", self._prefix + "*", "COUNT", BATCH)
                 if keys:
-                    yield [key.decode("ascii", "replace").removeprefix(PREFIX) for key in keys]
+                    yield [key.decode("ascii", "replace").removeprefix(self._prefix) for key in keys]
                 if int(cursor) == 0:
                     break
 
@@ -321,20 +350,20 @@ class Records:
             self.down_since = time.monotonic()
 
 
-def user_index(sub: str) -> str:
+def user_index(sub: str, kind: Kind = SESSIONS) -> str:
     """The key of the index of one person's sessions. Hashed: key names show up in logs and monitors, people should not."""
-    return "postern:u:" + _hashed(sub)
+    return kind.people + _hashed(sub)
 
 
-def sid_index(sid: str) -> str:
+def sid_index(sid: str, kind: Kind = SESSIONS) -> str:
     """The key of the index of the sessions that began with one session at Logto."""
-    return "postern:l:" + _hashed(sid)
+    return kind.sids + _hashed(sid)
 
 
-def indexes_of(session: Session) -> list[str]:
+def indexes_of(session: Session, kind: Kind = SESSIONS) -> list[str]:
     """The keys of all indexes that a session is on."""
-    person = user_index(session.identity.sub)
-    return [person] if session.sid is None else [person, sid_index(session.sid)]
+    person = user_index(session.identity.sub, kind)
+    return [person] if session.sid is None else [person, sid_index(session.sid, kind)]
 
 
 def stamp(time: float) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from typing_extensions import override
 
@@ -21,32 +20,33 @@ from proxy.sealing import KeyRing
 from proxy.session_cache import Entry, Line, Miss, SessionCache
 from proxy.session_chores import Chores
 from proxy.session_codec import (
+    SESSIONS,
     Damaged,
     Holder,
+    Kind,
     Session,
-    decode_record,
     decode_tokens,
     encode_session,
     encode_tokens,
     is_session_id,
 )
 from proxy.session_mirror import Mirror
-from proxy.session_records import BATCH, Record, Records, indexes_of, sid_index, user_index
+from proxy.session_records import BATCH, Record, Records, indexes_of, opened, sid_index, user_index
 from proxy.session_servers import Reach, all_of, open_servers
 from proxy.session_store import Bounds, SessionStore, new_session, refreshed
 
 _TOUCH_SECONDS: Final = 60.0
 _DUE_AGAIN_SECONDS: Final = 1.0
 _END_AGAIN_SECONDS: Final = 1.0
-# How often one request tries whether Redis is back, while the others live on its grace.
-_TRY_AGAIN_SECONDS: Final = 1.0
-# A session is put on its indexes before it is there: so long, one that is not there is not taken off them.
-_JUST_BEGUN_SECONDS: Final = 60.0
+_TRY_AGAIN_SECONDS: Final = 1.0  # one request tries whether Redis is back, while the others live on its grace
+_JUST_BEGUN_SECONDS: Final = 60.0  # one is on its indexes before it is there: so long, what is not there stays on them
 _log = logging.getLogger("postern.session")
 
 
 class RedisStore(SessionStore):
     """Sessions in Redis 6 or later; for the forms of `url` see session_servers.py."""
+
+    kind: ClassVar[Kind] = SESSIONS
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class RedisStore(SessionStore):
         self._chores = Chores()
         self._try_at = 0.0
         self._unended: dict[str, tuple[str, bool]] = {}  # ended here, not yet in Redis: id -> (why, leave tokens)
-        self._records = self.board = Records(open_servers(url, reach), reach)
+        self._records = self.board = Records(open_servers(url, reach), reach, self.kind)
         self._cache = SessionCache(
             entries=bounds.cache_entries, size=bounds.cache_bytes, clock=clock, attend=self._attend
         )
@@ -79,6 +79,7 @@ class RedisStore(SessionStore):
             grace=bounds.outage_grace > 0,
             read_again=self._read_again,
             resumed=self._resumed,
+            prefix=self.kind.prefix,
         )
 
     # -- finding
@@ -131,9 +132,7 @@ class RedisStore(SessionStore):
         if record.stored is None:
             return None
         try:
-            session, proof = decode_record(self._ring, session_id, record.stored, record.seen or b"", record.failing)
-            if session.renew_at < math.inf:  # else there is nothing to renew it with
-                session.renew_at = min(session.renew_at, float(record.renew or "inf"))
+            session, proof = opened(self._ring, session_id, record, self.kind)
         except (Damaged, ValueError) as damage:
             _log.warning("session %s cannot be read: %s", session_id, damage)
             return None
@@ -181,6 +180,7 @@ class RedisStore(SessionStore):
         # The indexes first: a session on none of them could not be found to be ended.
         await all_of(self._records.index(key, holder.id, session.expires_at, now) for key in indexes_of(session))
         await self._records.create(holder.id, stored, tokens, now, self._ttl(session, now))
+        self._vouched(session.identity)
         return self._cache.adopt(session), holder.cookie
 
     @override
@@ -207,6 +207,7 @@ class RedisStore(SessionStore):
             return None
         # As will be reported in a moment: whoever waited for this must not meet the old one until then.
         self._cache.changed(holder.id)
+        self._vouched(session.identity)
         return self._cache.adopt(session) if replaced else await self.read(cookie)
 
     @override
@@ -309,9 +310,7 @@ class RedisStore(SessionStore):
     async def _take_leftover(self, holder: Holder) -> None:
         """Hand over the tokens that an ended session has left behind: only its cookie opens them."""
         sealed = await self._records.leftover(holder.id)
-        if sealed is None:
-            return
-        tokens = self._tokens_in(sealed, holder)
+        tokens = self._tokens_in(sealed, holder) if sealed is not None else None
         if tokens is not None:
             self._left_over(tokens)
 
@@ -326,7 +325,7 @@ class RedisStore(SessionStore):
 
     @override
     async def of_user(self, sub: str, most: int | None = None) -> list[Session]:
-        return await self._on_index(user_index(sub), most)
+        return await self._on_index(user_index(sub, self.kind), most)
 
     @override
     async def of_sid(self, sid: str) -> list[Session]:
@@ -336,9 +335,8 @@ class RedisStore(SessionStore):
     async def everything(self) -> AsyncIterator[Session]:
         async for ids in self._records.scan():
             known = [session_id for session_id in ids if is_session_id(session_id)]
-            for session in await self._decoded(known):
-                if session is not None:
-                    yield session
+            for session in filter(None, await self._decoded(known)):
+                yield session
 
     @override
     async def end_each(self, ids: Sequence[str], why: str = "ended", *, leave_tokens: bool = True) -> int:
@@ -348,7 +346,7 @@ class RedisStore(SessionStore):
 
     @override
     async def end_user(self, sub: str, why: str = "ended", *, spare: str | None = None) -> int:
-        return await self._end_on_index(user_index(sub), why, spare)
+        return await self._end_on_index(user_index(sub, self.kind), why, spare)
 
     @override
     async def end_sid(self, sid: str, why: str = "ended") -> int:
@@ -382,7 +380,9 @@ class RedisStore(SessionStore):
 
     async def _unindex(self, ids: Sequence[str], records: Sequence[Record]) -> None:
         sessions = [self._decode(session_id, record) for session_id, record in zip(ids, records, strict=True)]
-        await self._records.unindex([(key, it.id) for it in sessions if it is not None for key in indexes_of(it)])
+        await self._records.unindex(
+            [(key, it.id) for it in sessions if it is not None for key in indexes_of(it, self.kind)]
+        )
 
     # -- claims and the rest
 

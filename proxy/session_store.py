@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from proxy.claims import Grant, Tokens
+from proxy.claims import Grant, Identity, Tokens
 from proxy.session_cache import Miss
 from proxy.session_codec import Holder, Session, renewal_times
 
@@ -70,6 +70,7 @@ class SessionStore(ABC):
         self._on_end: list[Callable[[str], None]] = []
         self._on_due: list[Callable[[str, Session], None]] = []
         self._on_leftover: list[Callable[[Tokens], None]] = []
+        self._on_vouched: list[Callable[[Identity], None]] = []
 
     def alive(self, session: Session) -> bool:
         """Whether a session counts now: it has neither come to its end nor been idle for too long."""
@@ -203,6 +204,10 @@ class SessionStore(ABC):
         """Have `callback` called with the tokens of a session that was ended without them: they should be revoked."""
         self._on_leftover.append(callback)
 
+    def on_vouched(self, callback: Callable[[Identity], None]) -> None:
+        """Have `callback` called with who somebody is, when Logto has just said so and a session here goes by it."""
+        self._on_vouched.append(callback)
+
     def _ended(self, session_id: str) -> None:
         _tell(self._on_end, session_id)
 
@@ -211,6 +216,9 @@ class SessionStore(ABC):
 
     def _left_over(self, tokens: Tokens) -> None:
         _tell(self._on_leftover, tokens)
+
+    def _vouched(self, identity: Identity) -> None:
+        _tell(self._on_vouched, identity)
 
 
 def _tell(callbacks: Sequence[Callable[..., None]], *news: object) -> None:

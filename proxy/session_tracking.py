@@ -20,8 +20,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from proxy.session_cache import LEASE_SECONDS, Line
+from proxy.session_codec import SESSIONS
 
-PREFIX: Final = "postern:s:"
+PREFIX: Final = SESSIONS.prefix
 _HEARTBEAT: Final = 1.0
 _RETRY_AFTER: Final = 0.05  # the first time; then twice as long each time, up to
 _RETRY_AFTER_MOST: Final = 1.0
@@ -57,6 +58,7 @@ class Tracker:
         *,
         clock: Callable[[], float],
         timeout: float,
+        prefix: str = PREFIX,
     ) -> None:
         """`connect` makes a connection, unconnected, that speaks RESP3; `timeout` in seconds, for connecting and asking.
 
@@ -71,6 +73,7 @@ class Tracker:
         self._listener = listener
         self._clock = clock
         self._timeout = timeout
+        self._prefix = prefix
         self._answer: asyncio.Future[Any] | None = None
         self._failure: Exception | None = None
         self._silent = True  # nobody has been told yet that it does not work
@@ -114,9 +117,8 @@ class Tracker:
             self._listener.down()
             await connection.disconnect(nowait=True)
 
-    @staticmethod
-    async def _ask_to_track(connection: AbstractConnection) -> None:
-        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", PREFIX)
+    async def _ask_to_track(self, connection: AbstractConnection) -> None:
+        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
         try:
             await connection.read_response()
         except ResponseError as error:
@@ -171,7 +173,7 @@ class Tracker:
             if keys is None:
                 self._listener.flushed()
             else:
-                self._listener.changed([key.decode("ascii", "replace").removeprefix(PREFIX) for key in keys])
+                self._listener.changed([key.decode("ascii", "replace").removeprefix(self._prefix) for key in keys])
         except Exception as error:  # noqa: BLE001 -- redis-py would log it and go on, with a change that nobody heard of
             self._failure = error
         return _PUSH

@@ -1,4 +1,4 @@
-"""The `postern sessions` commands: who is signed in, and the end of that. They work on the store that the gateway uses."""
+"""The `postern sessions` commands: who is signed in, and the end of that. They work on the stores that the gateway uses."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
 from proxy.browsers import browser_name
 from proxy.errors import StoreUnavailable
+from proxy.password_store import PasswordStore, open_passwords
 from proxy.sealing import KeyRing
 from proxy.session import Session, SessionStore, open_store
 from proxy.settings import SettingsError, load
 
 FAILED: Final = 1
 BAD_SETTINGS: Final = 2
-_WHY: Final = "revoked by an operator"
+WHY: Final = "revoked by an operator"
 _AT_ONCE: Final = 1000
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
-_config_option: Final = click.option(
+config_option: Final = click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="POSTERN_CONFIG",
     help="Settings file (TOML): where the sessions are, and the secrets that open them.",
 )
+
+
+class Stores(NamedTuple):
+    """Where what people come in by is kept."""
+
+    sessions: SessionStore
+    passwords: PasswordStore
 
 
 @click.group()
@@ -40,76 +48,89 @@ def sessions() -> None:
 
 
 @sessions.command(name="list")
-@_config_option
+@config_option
 @click.option("--user", metavar="SUB", help="Only those of this person, by Logto's user id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 def list_sessions(config: Path | None, user: str | None, as_json: bool) -> None:
     """List all sessions, or those of one person."""
 
-    async def work(store: SessionStore) -> int:
+    async def work(stores: Stores) -> int:
+        store = stores.sessions
         if not as_json:
             click.echo(_LINE.format("ID", "USER", "NAME", "SEEN", "ENDS IN", "ADDRESS", "BROWSER"))
-        async for session in _chosen(store, user):
+        async for session in chosen(store, user):
             click.echo(json.dumps(_fields(session), ensure_ascii=False) if as_json else _line(session))
         return 0
 
-    _run(config, work)
+    run_with(config, work)
 
 
 @sessions.command()
-@_config_option
+@config_option
 @click.argument("session_id", metavar="ID")
 def show(config: Path | None, session_id: str) -> None:
     """Show one session."""
 
-    async def work(store: SessionStore) -> int:
+    async def work(stores: Stores) -> int:
+        store = stores.sessions
         session = await store.find(session_id)
         if session is None:
             return _missing(session_id)
         for name, value in _fields(session).items():
             text = ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
-            click.echo(f"{name:<14} {_printable(text)}")
+            click.echo(f"{name:<14} {printable(text)}")
         return 0
 
-    _run(config, work)
+    run_with(config, work)
 
 
 @sessions.command()
-@_config_option
+@config_option
 @click.argument("session_id", metavar="ID", required=False)
 @click.option("--user", metavar="SUB", help="End every session of this person, by Logto's user id.")
 @click.option("--all", "everybody", is_flag=True, help="End every session there is.")
 @click.option("--yes", is_flag=True, help="With --all: do not ask.")
-def revoke(config: Path | None, session_id: str | None, user: str | None, everybody: bool, yes: bool) -> None:
-    """End sessions: one, those of a person, or all. Whoever is cut off may sign in again."""
+@click.option("--keep-passwords", is_flag=True, help="With --user and --all: leave app passwords alone.")
+def revoke(
+    config: Path | None, session_id: str | None, user: str | None, everybody: bool, yes: bool, keep_passwords: bool
+) -> None:
+    """End sessions: one, or those of a person or of all, and their app passwords. Whoever is cut off may sign in again."""
     if [session_id is not None, user is not None, everybody].count(True) != 1:
         raise click.UsageError("give one of ID, --user SUB and --all")
     if everybody and not yes:
-        click.confirm("Sign everybody out?", abort=True)
+        passwords = "" if keep_passwords else " and end every app password"
+        click.confirm(f"Sign everybody out{passwords}?", abort=True)
 
-    async def work(store: SessionStore) -> int:
+    async def work(stores: Stores) -> int:
+        store = stores.sessions
         if session_id is not None:
-            if not await store.end(session_id, _WHY):
+            if not await store.end(session_id, WHY):
                 return _missing(session_id)
-            count = 1
-        else:
-            count = await store.end_user(user, _WHY) if user is not None else await _end_all(store)
-        click.echo(f"{count} session{'' if count == 1 else 's'} ended")
+            click.echo("1 session ended")
+            return 0
+        # Passwords first: should the store go away in between, what is left is what runs out by itself.
+        for kept, what in ((None if keep_passwords else stores.passwords, "app password"), (store, "session")):
+            if kept is not None:
+                count = await kept.end_user(user, WHY) if user is not None else await end_all(kept)
+                if count or what == "session":
+                    click.echo(f"{count} {what}{'' if count == 1 else 's'} ended")
         return 0
 
-    _run(config, work)
+    run_with(config, work)
 
 
-async def _end_all(store: SessionStore) -> int:
+async def end_all(store: SessionStore) -> int:
+    """End everything in `store`; how much there was."""
     count, batch = 0, list[str]()
     async for session in store.everything():
         batch.append(session.id)
         if len(batch) >= _AT_ONCE:
-            count, batch = count + await store.end_each(batch, _WHY), []
-    return count + await store.end_each(batch, _WHY)
+            count, batch = count + await store.end_each(batch, WHY), []
+    return count + await store.end_each(batch, WHY)
 
 
-async def _chosen(store: SessionStore, user: str | None) -> AsyncIterator[Session]:
+async def chosen(store: SessionStore, user: str | None) -> AsyncIterator[Session]:
+    """Everything in `store`, or what is the person `user`'s."""
     if user is None:
         async for session in store.everything():
             yield session
@@ -125,11 +146,11 @@ def _line(session: Session) -> str:
     now, who = time.time(), session.identity
     return _LINE.format(
         session.id,
-        _printable(who.sub),
-        _printable(who.display),
-        _span(now - session.seen_at),
-        _span(session.expires_at - now),
-        _printable(session.address),
+        printable(who.sub),
+        printable(who.display),
+        span(now - session.seen_at),
+        span(session.expires_at - now),
+        printable(session.address),
         browser_name(session.browser),
     )
 
@@ -144,38 +165,41 @@ def _fields(session: Session) -> dict[str, Any]:
         "name": who.name,
         "email": who.email,
         "roles": list(who.groups),
-        "signed_in_at": _iso(session.signed_in_at),
-        "created_at": _iso(session.created_at),
-        "seen_at": _iso(session.seen_at),
-        "expires_at": _iso(session.expires_at),
+        "signed_in_at": iso(session.signed_in_at),
+        "created_at": iso(session.created_at),
+        "seen_at": iso(session.seen_at),
+        "expires_at": iso(session.expires_at),
         "logto_session": session.sid,
         "address": session.address,
         "browser": session.browser,
     }
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """`3h`, `2d`: one unit is enough."""
     seconds = max(0.0, seconds)
     size, unit = next((size, unit) for size, unit in _UNITS if seconds >= size or size == 1)
     return f"{int(seconds // size)}{unit}"
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """Epoch seconds as ISO 8601, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """`text` without anything that a terminal would take for a command."""
     # People choose their names, and browsers what they call themselves: none of it may steer a terminal.
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def _missing(session_id: str) -> int:
-    click.echo(f"there is no session {_printable(session_id)}", err=True)
+    click.echo(f"there is no session {printable(session_id)}", err=True)
     return FAILED
 
 
-def _run(config: Path | None, work: Callable[[SessionStore], Awaitable[int]]) -> None:
+def run_with(config: Path | None, work: Callable[[Stores], Awaitable[int]]) -> None:
+    """Do `work` on the stores that the settings name, and exit with its status."""
     try:
         settings = load(config, os.environ)
     except SettingsError as error:
@@ -187,12 +211,15 @@ def _run(config: Path | None, work: Callable[[SessionStore], Awaitable[int]]) ->
         sys.exit(FAILED)
 
     async def hold() -> int:
-        store = open_store(settings, KeyRing(settings.seal_secrets))
+        keyring = KeyRing(settings.seal_secrets)
+        stores = Stores(open_store(settings, keyring), open_passwords(settings, keyring))
         try:
-            status = await work(store)
-            await store.settled()
+            status = await work(stores)
+            for store in stores:
+                await store.settled()
         finally:
-            await store.close()
+            for store in stores:
+                await store.close()
         return status
 
     try:

@@ -25,6 +25,7 @@ from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
 from proxy.route_settings import RouteSettings, RuleSettings
 from proxy.sections import (
+    AppPasswordSettings,
     CookieSettings,
     DiscordSettings,
     DrainSettings,
@@ -42,8 +43,8 @@ from proxy.sources import CONFIG, EnvironmentSource, FileSource
 from proxy.tree import UPSTREAM
 
 __all__ = [
-    "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings", "IdentitySettings", "LimitSettings",
-    "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "ResponseSettings", "RouteSettings",
+    "AppPasswordSettings", "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings", "IdentitySettings",
+    "LimitSettings", "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "ResponseSettings", "RouteSettings",
     "RuleSettings", "SessionSettings", "Settings", "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
 ]  # fmt: skip
 
@@ -100,6 +101,7 @@ class Settings(BaseSettings):
     )
     logto: LogtoSettings = Field(description="Logto.")
     session: SessionSettings = written({}, "Sessions.")
+    app_passwords: AppPasswordSettings = written({}, "App passwords.")
     discord: DiscordSettings | None = written(None, "Discord, where rules name guilds. Default: none.")
     identity: IdentitySettings = written({}, "How apps learn who is there.")
     limits: LimitSettings = written({}, "Limits.")

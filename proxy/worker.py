@@ -55,7 +55,7 @@ class Worker:
         """Serve until told to stop and drained; `ready` is called once requests are served."""
         self._server.on_start = ready
         try:
-            await self._gateway.store.start()
+            await self._gateway.start()
             await self._server.serve(self._sockets)
         finally:
             self._server.close_listeners()

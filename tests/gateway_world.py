@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
+from proxy.app_passwords import AppPasswords
 from proxy.claims import Grant, Identity, Tokens
 from proxy.forwarding import parse_address
 from proxy.gate import Gate
@@ -24,6 +25,7 @@ from proxy.gateway import create_app
 from proxy.http1 import read_request
 from proxy.identity import Begun, Finished, RelyingParty
 from proxy.pages import Pages
+from proxy.password_store import IDLE, LIFETIME, MemoryPasswords
 from proxy.redirects import ReturnPaths
 from proxy.routes import RouteTable
 from proxy.session import MemoryStore, SessionStore
@@ -190,8 +192,15 @@ class World:
             settings.prefix,
         )
         self.pages = Pages.from_settings(settings)
+        self.passwords = AppPasswords(settings, MemoryPasswords(idle=IDLE, lifetime=LIFETIME))
         self.app = create_app(
-            settings, self.gate, self.store, cast("RelyingParty", self.logto), self.pages, self.returns
+            settings,
+            self.gate,
+            self.store,
+            cast("RelyingParty", self.logto),
+            self.pages,
+            self.returns,
+            passwords=self.passwords,
         )
         self.runner = asyncio.Runner()
 
@@ -228,9 +237,12 @@ class World:
         verdict: Verdict | None = None,
         client: str = "192.0.2.1",
         scheme: str | None = None,
+        body: bytes = b"",
     ) -> Answer:
         """Ask for `path`, at the public host unless `headers` name another; `verdict` overrules the gate."""
-        return self.runner.run(self.ask(method, path, headers, verdict=verdict, client=client, scheme=scheme))
+        return self.runner.run(
+            self.ask(method, path, headers, verdict=verdict, client=client, scheme=scheme, body=body)
+        )
 
     async def ask(
         self,
@@ -241,6 +253,7 @@ class World:
         verdict: Verdict | None = None,
         client: str = "192.0.2.1",
         scheme: str | None = None,
+        body: bytes = b"",
     ) -> Answer:
         given = {"Host": urlsplit(self.settings.public_url).netloc, **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
@@ -271,7 +284,7 @@ class World:
         messages: list[Any] = []
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: Any) -> None:
             messages.append(message)

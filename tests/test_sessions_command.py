@@ -14,7 +14,7 @@ from proxy.claims import Grant, identity_from_claims
 from proxy.cli import main
 from proxy.sealing import KeyRing
 from proxy.session import Session
-from proxy.sessions_command import _span
+from proxy.sessions_command import span
 from tests.e2e.processes import free_port
 from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import TOKENS, known, store_at, until, workers
@@ -180,4 +180,4 @@ def test_the_store_must_be_there_and_shared(run: Run) -> None:
     ("seconds", "text"), [(-5, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m"), (7199, "1h"), (86400 * 3, "3d")]
 )
 def test_spans(seconds: float, text: str) -> None:
-    assert _span(seconds) == text
+    assert span(seconds) == text
