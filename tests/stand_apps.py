@@ -173,6 +173,8 @@ def home_assistant(asked: Asked) -> Answer:
         scheme = schemes[0]
     if asked.path.startswith("/api/webhook/"):
         return Answer(body={"remote": remote, "scheme": scheme})
+    if asked.path == "/api/websocket":  # asks for a token in its first message
+        return OPENED
     if asked.path.startswith("/auth/login_flow"):
         user = asked.get("X-Forwarded-Preferred-Username")
         return Answer(body={"user": user, "remote": remote, "scheme": scheme}) if user else Answer(400)

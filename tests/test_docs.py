@@ -33,6 +33,9 @@ PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
+OTHER_PROGRAMS = frozenset(
+    ("code-server", "cp", "curl", "export", "filebrowser", "git", "jupyter", "pip", "streamlit", "systemctl")
+)
 # Stands for any settings that an example does not show.
 REST: dict[str, Any] = {
     "public_url": "https://apps.example.com",
@@ -178,8 +181,7 @@ def test_commands_that_the_pages_show_exist() -> None:
     for page, words in shell_lines():
         program = Path(words[0]).name
         seen.add(program)
-        others = ("code-server", "cp", "curl", "export", "filebrowser", "git", "jupyter", "pip", "streamlit", "systemctl")
-        if words[1:] == ["--version"] or program in others or "=" in words[0]:
+        if words[1:] == ["--version"] or program in OTHER_PROGRAMS or "=" in words[0]:
             continue
         if program == "postern":
             example = [word if word != "…" else "https://apps.example.com/" for word in words[2:] if word != "FILE"]

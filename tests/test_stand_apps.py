@@ -34,6 +34,13 @@ ADA: dict[str, Any] = {
 # Names that somebody may send along, hoping that the app believes them.
 FORGED = ("Remote-User", "remote_user", "X-WebAuth-User", "x_webauth_user", "X-Forwarded-User", "X_Forwarded_Email",
           "X-Forwarded-Preferred-Username", "x-forwarded_groups")  # fmt: skip
+PAGE = ("Sec-Fetch-Mode: navigate", "Accept: text/html")
+WEBSOCKET = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
 
 
 def route_of(page: str, preset: str = "", opened: str = "") -> str:
@@ -219,6 +226,7 @@ def test_home_assistant_opens_its_api_to_its_own_tokens() -> None:
         async with before(stand_apps.home_assistant, route_of("home-assistant", opened='["webhooks", "api"]')) as site:
             assert (await ask(site, "GET /api/states", f"Authorization: Bearer {KEY}"))[0] == 200
             assert (await ask(site, "GET /api/states", "X-Forwarded-Preferred-Username: ada"))[0] == 401
+            assert (await ask(site, "GET /api/websocket", *WEBSOCKET))[0] == 101, "as the phone app opens it"
             heard = len(site.upstream.heads)
             for line in ("POST /auth/login_flow", "GET /auth/providers", "GET /auth/authorize"):
                 assert (await ask(site, line))[0] == 401, line
@@ -245,9 +253,6 @@ def test_the_arr_family_opens_its_api_to_its_own_key(name: str) -> None:
     run(conversation())
 
 
-PAGE = ("Sec-Fetch-Mode: navigate", "Accept: text/html")
-
-
 @pytest.mark.parametrize(
     ("app", "page", "preset"),
     [
@@ -263,14 +268,6 @@ def test_its_sign_out_leads_on(app: App, page: str, preset: str) -> None:
             assert "\r\nLocation: http://localhost:3000/.postern/sign-out\r\n" in head
 
     run(conversation())
-
-
-WEBSOCKET = (
-    "Connection: Upgrade",
-    "Upgrade: websocket",
-    "Sec-WebSocket-Version: 13",
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-)
 
 
 @pytest.mark.parametrize(
