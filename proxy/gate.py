@@ -278,31 +278,24 @@ class Gate:
             verdict = self._refusal(head, route, session, decision)
             verdict.leaves = verdict.kind is Kind.SIGN_IN and match.path in route.logout
             return verdict
+        groups: tuple[str, ...] = ()
         if route.around is not None and session is not None:
-            session, facts = self._told_of(head, client, match.path, route.around, session)
+            # Whom the route around keeps out is nobody here: an app that makes accounts for new names must not make one for them.
+            around = self.decide(head, host, client, match._replace(route=route.around), session)
+            if self._could_ask(around):
+                return around
+            session, groups = (around.session, around.groups) if around.kind is Kind.PASS else (None, ())
         if head.upgrade is not None and session is not None and not self._same_origin(head, host, route):
             return self._foreign(route, session, policy.decide(None, facts))
         if FIELD in head.values and (refusal := self._leads_astray(head, host, client, route, session)) is not None:
             return refusal
-        groups = self._groups(facts.members) if facts.members and self._group_names else ()
+        if facts.members and self._group_names:
+            groups = self._groups(facts.members)
         reason = decision.reason.word
         leaves = match.path in route.logout and session is not None and shows_a_page(head.method, head.values)
         return Verdict(
             Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups, leaves=leaves
         )
-
-    def _told_of(
-        self, head: RequestHead, client: Address | None, path: str, route: Route, session: Session
-    ) -> tuple[Session | None, RequestFacts]:
-        """Whom the app is told of where it is open to everyone, and what is known for that: whom `route`, around it, lets in.
-
-        Anybody else is nobody there: an app that makes accounts for new names must not make one for who is kept out.
-        """
-        facts = _lasting(route.policy, head.method)
-        if facts is not None:
-            return (session if self._of_person(route, session, facts).allowed else None), facts
-        facts = self._facts(head, client, route.policy, path, session)
-        return (session, facts) if route.policy.decide(session.identity, facts).allowed else (None, _UNSEEN)
 
     def _of_person(self, route: Route, session: Session, facts: RequestFacts) -> Decision:
         """What the policy of `route` says by lasting `facts`: worked out once for each identity."""

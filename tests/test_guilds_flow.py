@@ -30,6 +30,7 @@ allow = [
     {{ discord = {{ guild = "{GUILD}", owner = true }} }},
     {{ roles = ["admin"] }},
 ]
+open = ["/open"]
 [[route]]
 name = "not-for-devs"
 path = "/not-for-devs"
@@ -94,6 +95,28 @@ def test_nobody_waits_for_discord_who_does_not_need_it() -> None:
         stand.down = True
         assert (await world.ask(asking(await world.sign_in(discord_id=ADA, roles=("admin",)))))[0] == 200
         assert stand.asked == []
+
+    conversation(talk)
+
+
+@pytest.mark.parametrize(("who", "told"), [(ADA, True), (BOSS, True), (EVE, False)])
+def test_on_what_is_open_discord_is_asked_whether_the_app_may_hear_of_somebody(who: str, *, told: bool) -> None:
+    async def talk(world: World, _stand: DiscordStand) -> None:
+        cookie = await world.sign_in(discord_id=who)
+        for _ in range(2):  # asked, and remembered
+            assert (await world.ask(asking(cookie, b"/open/door")))[0] == 200
+            assert (b"\r\nX-Forwarded-User: user00000001\r\n" in world.upstream.heads[-1]) is told
+
+    conversation(talk)
+
+
+def test_what_is_open_is_open_while_discord_is_silent() -> None:
+    async def talk(world: World, stand: DiscordStand) -> None:
+        cookie = await world.sign_in(discord_id=ADA)
+        stand.down = True
+        for _ in range(2):
+            assert (await world.ask(asking(cookie, b"/open/door")))[0] == 200
+            assert b"user00000001" not in world.upstream.heads[-1]
 
     conversation(talk)
 
