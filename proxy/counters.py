@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _METHODS: Final = {name: name.decode() for name in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS")}
 _OTHER: Final = "other"
+_NOTED: Final = 64  # requests that are sorted in together, while all that this takes is at the processor's hand
 
 # Family -> rows: the values of its labels, then a number; of a histogram, the sum and the count of each bucket.
 Row = list[Any]
@@ -128,6 +129,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._routes: dict[str, _RouteTally] = {}
+        self._noted: list[tuple[str, bytes, int, str, float, float, int, int]] = []
         self.connections = 0
         self.found_in_memory = 0
         self.found_in_store = 0
@@ -147,17 +149,30 @@ class Tally:
         sent: int,
     ) -> None:
         """Count a request that has ended; `route` is empty where there was none, `first_byte` 0 where there was no answer."""
-        tally = self._routes.get(route)
-        if tally is None:
-            tally = self._routes[route] = _RouteTally()
-        key = (method if method in _METHODS else b"", status // 100 or 4, outcome)  # no status: the client did not wait
-        tally.requests[key] = tally.requests.get(key, 0) + 1
-        if first_byte:
-            tally.first_byte.observe(first_byte)
-        if status != 101:  # a WebSocket lasts as long as somebody looks at a page
-            tally.duration.observe(seconds)
-        tally.received += received
-        tally.sent += sent
+        noted = self._noted
+        noted.append((route, method, status, outcome, first_byte, seconds, received, sent))
+        if len(noted) >= _NOTED:
+            self._count()
+
+    def _count(self) -> None:
+        """Sort what is noted into the numbers."""
+        noted, self._noted = self._noted, []
+        for route, method, status, outcome, first_byte, seconds, received, sent in noted:
+            tally = self._routes.get(route)
+            if tally is None:
+                tally = self._routes[route] = _RouteTally()
+            key = (
+                method if method in _METHODS else b"",
+                status // 100 or 4,
+                outcome,
+            )  # no status: the client did not wait
+            tally.requests[key] = tally.requests.get(key, 0) + 1
+            if first_byte:
+                tally.first_byte.observe(first_byte)
+            if status != 101:  # a WebSocket lasts as long as somebody looks at a page
+                tally.duration.observe(seconds)
+            tally.received += received
+            tally.sent += sent
 
     def store_asked(self, seconds: float, *, found: bool, failed: bool) -> None:
         """Count a question for a session that only the store could answer."""
@@ -171,6 +186,7 @@ class Tally:
 
     def snapshot(self, routes: Collection[str]) -> Snapshot:
         """The numbers as they stand, of `routes` and of what had none. Other routes are gone, and so are their numbers."""
+        self._count()
         for name in self._routes.keys() - {"", *routes}:
             del self._routes[name]
         tallies = list(self._routes.items())

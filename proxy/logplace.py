@@ -1,13 +1,15 @@
 """The places that access lines are written to: standard output, standard error, or a file that others rotate.
 
 Several workers write to the same place. A line stays whole because no write is longer than a pipe takes in one piece (PIPE_BUF,
-pipe(7)); a socket to the journal does as well, and to a file that is opened for appending every write is one.
+pipe(7)); a socket to the journal does as well. To a file every write is one, however long, and is made as one: between two
+of them the event loop and the writing thread would hand each other the interpreter, thousands of times per second.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,6 +22,7 @@ class LogPlace:
     def __init__(self, place: str) -> None:
         self._path = None if place in _STREAMS else place
         self._fd = _STREAMS[place] if self._path is None else _open(place)
+        self._file = _is_file(self._fd)
 
     @property
     def terminal(self) -> bool:
@@ -28,7 +31,8 @@ class LogPlace:
 
     def write(self, text: str) -> None:
         """Write whole lines. Blocks as long as nobody takes them; OSError when nobody will."""
-        for piece in pieces(text.encode()):
+        data = text.encode()
+        for piece in (data,) if self._file else pieces(data):
             left = piece
             while left:
                 try:
@@ -46,6 +50,7 @@ class LogPlace:
             # In one step: a thread that is writing at this moment writes to the one or to the other.
             os.dup2(fd, self._fd, inheritable=False)
             os.close(fd)
+            self._file = _is_file(self._fd)
 
     def close(self) -> None:
         """Let go of a file."""
@@ -56,6 +61,10 @@ class LogPlace:
 
 def _open(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _is_file(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def pieces(data: bytes) -> Iterator[bytes]:

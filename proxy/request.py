@@ -146,20 +146,23 @@ class Request:
 
     def log(self, *, cut: bool = False) -> None:
         """Write the access line, count the request, end its span; `cut` when the answer is incomplete."""
-        self._relay.log.write(self, cut=cut)
+        seconds = time.perf_counter() - self.started_at
+        received, sent, work = self._body_in, self._body_out, self.work
+        if work is not None:
+            received += work.body_in
+            sent += work.body_out
+        self._relay.log.write(self, seconds, sent, cut=cut)
         tally, span = self._relay.tally, self._span
         if tally is None and span is None:
             return
         verdict = self.verdict
         route = verdict.route.name if verdict is not None and verdict.route is not None else ""
         outcome = "cut_short" if cut else verdict.reason if verdict is not None else ""
-        received = self._body_in + (self.work.body_in if self.work is not None else 0)
         if tally is not None:
             first_byte = self.answered_at - self.started_at if self.answered_at else 0.0
-            method, seconds, sent = self.head.method, self.seconds, self.body_out
-            tally.request(route, method, self.status, outcome, first_byte, seconds, received, sent)
+            tally.request(route, self.head.method, self.status, outcome, first_byte, seconds, received, sent)
         if span is not None:
-            span.end(self.status, outcome, received, self.body_out)
+            span.end(self.status, outcome, received, sent)
 
     @property
     def sign_out(self) -> bytes:

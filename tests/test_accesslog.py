@@ -42,8 +42,6 @@ def request(
             head=SimpleNamespace(method=b"GET", path=path),
             status=status,
             verdict=Verdict(Kind.PASS, session=cast("Any", session), reason="signed_in"),
-            seconds=0.0123,
-            body_out=5,
         ),
     )
 
@@ -55,7 +53,7 @@ def lines(*requests: Request, form: Form = "json", **how: bool) -> list[str]:
         stream = io.StringIO()
         log = AccessLog(stream, form)
         for one in requests:
-            log.write(one, **how)
+            log.write(one, 0.0123, 5, **how)
         log.flush()
         return stream.getvalue()
 
@@ -154,10 +152,33 @@ def test_a_path_without_an_end_has_one_in_the_log() -> None:
 
 def test_nobody_reads_and_nothing_is_made() -> None:
     log = AccessLog(None, "json")
-    log.write(cast("Request", None))
+    log.write(cast("Request", None), 0.0, 0)
     log.refused("", b"", bad_request(400, ""))
     log.flush()
     assert log._lines == []
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_are_in_the_order_of_the_ends_of_requests(form: Form) -> None:
+    """They are put into words some dozens at a time, and none is left behind."""
+    paths = [b"/%d!" % number for number in range(150)]
+    for line, path in zip(lines(*map(request, paths), form=form), paths, strict=True):
+        assert path.decode() in line
+
+
+def test_in_another_form_goes_what_ends_from_then_on() -> None:
+    async def write() -> str:
+        log = AccessLog(io.StringIO(), "json")
+        log.write(request(b"/before"), 0.0123, 5)
+        stream = io.StringIO()
+        log.redirect(stream, "console")
+        log.write(request(b"/after"), 0.0123, 5)
+        log.flush()
+        return stream.getvalue()
+
+    before, after = asyncio.run(write()).splitlines()
+    assert json.loads(before)["path"] == "/before"
+    assert "a.example/after 12.3 ms" in after
 
 
 def test_lines_are_written_by_themselves() -> None:
@@ -165,7 +186,7 @@ def test_lines_are_written_by_themselves() -> None:
         stream = io.StringIO()
         log = AccessLog(stream, "json")
         for _ in range(3):
-            log.write(request())
+            log.write(request(), 0.0123, 5)
         deadline = time.monotonic() + 10
         while stream.getvalue().count("\n") < 3:
             assert time.monotonic() < deadline
@@ -189,8 +210,8 @@ class TestAReaderThatStops:
                 deadline = time.monotonic() + 20
                 while log.lost == 0:  # the pipe is full, and so is the memory for lines
                     assert time.monotonic() < deadline
-                    for _ in range(200):
-                        log.write(request())
+                    for _ in range(3 * accesslog._NOTED):
+                        log.write(request(), 0.0123, 5)
                     await asyncio.sleep(0.005)
                 lost = log.lost
                 reader = threading.Thread(target=_drain, args=(read_end, got))
@@ -198,7 +219,7 @@ class TestAReaderThatStops:
                 while log._lost:
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.005)
-                log.write(request())
+                log.write(request(), 0.0123, 5)
                 log.flush()
             reader.join()
             return lost
@@ -223,9 +244,9 @@ class TestAReaderThatStops:
 
         async def write() -> None:
             log = AccessLog(Stuck(), "json")
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             log.flush()
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             log.flush()
             assert log._lines, "there was nobody to take it"
             release.set()
@@ -239,10 +260,10 @@ class TestAReaderThatStops:
             read_end, write_end = os.pipe()
             os.close(read_end)
             log = AccessLog(Pipe(write_end), "json")
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             log.flush()
             assert (log._stream, log.lost) == (None, 1)
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             assert log._lines == []
             os.close(write_end)
 
@@ -252,13 +273,13 @@ class TestAReaderThatStops:
         async def write() -> None:
             full = os.open("/dev/full", os.O_WRONLY)
             log = AccessLog(Pipe(full), "json")
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             log.flush()
             assert log._stream is not None
             assert log.lost >= 1
             stream = io.StringIO()
             log.redirect(stream, "json")
-            log.write(request())
+            log.write(request(), 0.0123, 5)
             log.flush()
             assert len(stream.getvalue().splitlines()) == 2, "the line, and how many were lost before it"
             os.close(full)
@@ -289,10 +310,10 @@ def test_another_stream_from_now_on() -> None:
     async def write() -> tuple[str, str]:
         first, second = io.StringIO(), io.StringIO()
         log = AccessLog(first, "json")
-        log.write(request())
+        log.write(request(), 0.0123, 5)
         log.flush()
         log.redirect(second, "console")
-        log.write(request())
+        log.write(request(), 0.0123, 5)
         log.flush()
         return first.getvalue(), second.getvalue()
 

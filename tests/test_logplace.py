@@ -112,6 +112,36 @@ def test_lines_of_several_writers_to_one_pipe_stay_whole(monkeypatch: pytest.Mon
     assert {line for line in lines if len(set(line.strip())) != 1 or len(line) != 301} == set()
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_to_a_file_everything_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reopened: bool) -> None:
+    place = LogPlace(str(tmp_path / "access.log"))
+    if reopened:
+        place.reopen()
+    written: list[int] = []
+    write = os.write
+
+    def counted(fd: int, data: bytes) -> int:
+        written.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr("proxy.logplace.os.write", counted)
+    place.write("x" * 99 + "\n" + "y" * 99 + "\n" * 100_000)
+    place.close()
+    assert written == [100_199]
+    assert (tmp_path / "access.log").stat().st_size == 100_199
+
+
+def test_a_named_pipe_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    reading = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    place = LogPlace(str(tmp_path / "log"))
+    assert not place._file
+    place.write("hello\n")
+    assert os.read(reading, 100) == b"hello\n"
+    place.close()
+    os.close(reading)
+
+
 def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = piped(monkeypatch)
     fcntl.fcntl(writing, fcntl.F_SETFL, os.O_NONBLOCK)
