@@ -61,8 +61,10 @@ class Identity:
         """The name that apps are to know this person by: the username, else the id.
 
         A username that looks like an id could be somebody's who has no username, and its owner would be that person to the app.
+        So could one with capital letters: Logto tells `Ada` from `ada` unless it is told otherwise, and many apps do not.
         """
-        return self.username if self.username and not _LIKE_AN_ID.fullmatch(self.username) else self.sub
+        name = self.username
+        return name if name and name == name.casefold() and not _LIKE_AN_ID.fullmatch(name) else self.sub
 
     @property
     def display(self) -> str:

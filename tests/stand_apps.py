@@ -176,7 +176,7 @@ def home_assistant(asked: Asked) -> Answer:
     if asked.path == "/api/websocket":  # asks for a token in its first message
         return OPENED
     if asked.path.startswith("/auth/login_flow"):
-        user = asked.get("X-Forwarded-Preferred-Username")
+        user = (asked.get("X-Forwarded-Preferred-Username") or "").casefold()
         return Answer(body={"user": user, "remote": remote, "scheme": scheme}) if user else Answer(400)
     return Answer(200 if asked.get("Authorization") == f"Bearer {KEY}" else 401, {"remote": remote})
 

@@ -153,6 +153,35 @@ def test_lookup(path: str, value: Any) -> None:
     assert lookup(ALICE, path) == value
 
 
+@pytest.mark.parametrize(
+    ("username", "login"),
+    [
+        (None, "s0062qn56eia"),
+        ("", "s0062qn56eia"),
+        ("ada", "ada"),
+        ("ada_1815", "ada_1815"),
+        ("Ada", "s0062qn56eia"),  # to many apps that is ada
+        ("k3sx9d8w2q1a", "s0062qn56eia"),  # as ids look
+        ("K3SX9D8W2Q1A", "s0062qn56eia"),
+    ],
+)
+def test_the_name_for_apps(username: str | None, login: str) -> None:
+    assert Identity("s0062qn56eia", username=username).login == login
+
+
+# What Logto takes for a username, and its ids.
+USERNAMES = st.none() | st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,11}", fullmatch=True)
+IDS = st.from_regex(r"[a-z0-9]{12}", fullmatch=True)
+
+
+@given(st.tuples(USERNAMES, IDS), st.tuples(USERNAMES, IDS))
+def test_no_two_people_have_one_name_whatever_apps_make_of_capitals(
+    one: tuple[str | None, str], other: tuple[str | None, str]
+) -> None:
+    logins = {Identity(sub, username=username).login.casefold() for username, sub in (one, other)}
+    assert len(logins) == 2 or one[1] == other[1] or one[0] == other[0]
+
+
 def test_a_key_with_dots_wins_whole() -> None:
     claims = {"https://example.test/role": "admin", "https://example": {"test/role": "no"}}
     assert lookup(claims, "https://example.test/role") == "admin"
