@@ -152,7 +152,8 @@ class Renewals:
             return False
         except LogtoRefused as refusal:
             return await self._refused(cookie, session, tokens, refusal)
-        await turns.stored(lambda: self._store.replace(cookie, grant, after=tokens))
+        if await turns.stored(lambda: self._store.replace(cookie, grant, after=tokens)) is None:
+            self._store.left_over(grant.tokens)  # signed out meanwhile, which has revoked the old ones at best
         return True
 
     async def _refused(self, cookie: str, session: Session, tokens: Tokens, refusal: LogtoRefused) -> bool:

@@ -151,6 +151,13 @@ class MemoryStore(SessionStore):
         return session
 
     @override
+    async def keep_tokens(self, cookie: str, tokens: Tokens, *, after: Tokens) -> bool:
+        found = self._find(cookie)
+        if found is not None and found.tokens == after:
+            found.tokens = tokens
+        return found is not None
+
+    @override
     async def renewal_failed(self, cookie: str, at: float) -> None:
         found = self._find(cookie)
         if found is not None and found.session.failing_since is None:
@@ -171,7 +178,7 @@ class MemoryStore(SessionStore):
         _log.debug("session %s has ended: %s", session_id, why)
         self._drop(session_id)
         if leave_tokens and kept.tokens is not None:
-            self._left_over(kept.tokens)
+            self.left_over(kept.tokens)
         return True
 
     @override

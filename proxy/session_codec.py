@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from proxy.claims import Identity, Tokens
+from proxy.claims import ApiToken, Audience, Identity, Tokens
 from proxy.errors import PosternError, Unsealable
 from proxy.sealing import KeyRing
 
@@ -241,7 +241,15 @@ def renewal_times(tokens: Tokens, now: float, recheck: float = _NEVER) -> tuple[
 
 def encode_tokens(ring: KeyRing, tokens: Tokens, holder: Holder) -> bytes:
     """Seal `tokens` so that they open only with the holder's secret at hand."""
-    packed = _pack(dataclasses.astuple(tokens))
+    fields: list[Any] = [tokens.id_token, tokens.access_token, tokens.access_expires_at, tokens.refresh_token]
+    if tokens.for_apis:  # else as it was before there were any: workers of that time can read it
+        fields.append(
+            [
+                [audience.resource, audience.organization, token.value, token.renew_at, token.until]
+                for audience, token in tokens.for_apis.items()
+            ]
+        )
+    packed = _pack(fields)
     return _VERSION + ring.seal("tokens", packed, context=holder.id.encode(), extra=holder.secret)
 
 
@@ -249,10 +257,22 @@ def decode_tokens(ring: KeyRing, holder: Holder, stored: bytes) -> Tokens:
     """Read what `encode_tokens` made; raises Damaged, also for another holder's secret."""
     packed = _unseal(ring, "tokens", holder.id, stored, extra=holder.secret)
     try:
-        id_token, access_token, access_expires_at, refresh_token = json.loads(packed)
-        return Tokens(str(id_token), str(access_token), float(access_expires_at), _optional_text(refresh_token))
+        id_token, access_token, access_expires_at, refresh_token, *more = json.loads(packed)
+        (for_apis,) = more or ((),)
+        return Tokens(
+            str(id_token),
+            str(access_token),
+            float(access_expires_at),
+            _optional_text(refresh_token),
+            dict(_api_token(*fields) for fields in for_apis),
+        )
     except (TypeError, ValueError) as error:
         raise Damaged(f"tokens record: {type(error).__name__}") from None
+
+
+def _api_token(resource: Any, organization: Any, value: Any, renew_at: Any, until: Any) -> tuple[Audience, ApiToken]:
+    audience = Audience(_optional_text(resource), _optional_text(organization))
+    return audience, ApiToken(str(value), float(renew_at), float(until))
 
 
 def _unseal(ring: KeyRing, purpose: str, session_id: str, stored: bytes, *, extra: bytes = b"") -> bytes:

@@ -31,12 +31,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from proxy.errors import StoreUnavailable
 from proxy.session_cache import Line
-from proxy.session_codec import SESSIONS, Kind, decode_record
+from proxy.session_codec import SESSIONS, Damaged, Kind, decode_record, decode_tokens
 from proxy.session_servers import Command, Reach, Servers, all_of
 
 if TYPE_CHECKING:
+    from proxy.claims import Tokens
     from proxy.sealing import KeyRing
-    from proxy.session_codec import Session
+    from proxy.session_codec import Holder, Session
 
 BATCH: Final = 100
 _INDEX_PAGE: Final = 500
@@ -69,6 +70,15 @@ if t == ARGV[2] then return 1 end
 if redis.sha1hex(t or '') ~= ARGV[3] then return 2 end
 redis.call('HSET', KEYS[1], 's', ARGV[1], 't', ARGV[2])
 redis.call('HDEL', KEYS[1], 'f', 'r')
+return 1
+"""
+# The same for the tokens alone: when the session shall be renewed, and since when that fails, stays as it is.
+_KEEP_TOKENS: Final = """
+if redis.call('HEXISTS', KEYS[1], 's') == 0 then return 0 end
+local t = redis.call('HGET', KEYS[1], 't')
+if t == ARGV[1] then return 1 end
+if redis.sha1hex(t or '') ~= ARGV[2] then return 2 end
+redis.call('HSET', KEYS[1], 't', ARGV[1])
 return 1
 """
 # Only over what was read: who amends something else meanwhile is not undone.
@@ -148,6 +158,15 @@ def opened(ring: KeyRing, session_id: str, record: Record, kind: Kind = SESSIONS
     return session, proof
 
 
+def tokens_in(ring: KeyRing, holder: Holder, sealed: bytes | None) -> Tokens | None:
+    """The tokens of a record; None when there are none, or they cannot be read."""
+    try:
+        return decode_tokens(ring, holder, sealed) if sealed is not None else None
+    except Damaged as damage:
+        _log.warning("tokens of session %s cannot be read: %s", holder.id, damage)
+        return None
+
+
 class Records:
     """The records in Redis. Ids must have the form of one; times are epoch seconds, spans seconds."""
 
@@ -190,6 +209,12 @@ class Records:
         """Put a renewed record in the place of the one with the tokens `before`; None: ended, False: other tokens by now."""
         digest = hashlib.sha1(before, usedforsecurity=False).hexdigest()
         answer = await self._script(_REPLACE, self._prefix + session_id, stored, tokens, digest)
+        return None if answer == 0 else answer == 1
+
+    async def keep_tokens(self, session_id: str, tokens: bytes, before: bytes) -> bool | None:
+        """Put tokens in the place of those `before`; None: the session has ended, False: it has others by now."""
+        digest = hashlib.sha1(before, usedforsecurity=False).hexdigest()
+        answer = await self._script(_KEEP_TOKENS, self._prefix + session_id, tokens, digest)
         return None if answer == 0 else answer == 1
 
     async def amend(self, session_id: str, stored: bytes, before: bytes) -> bool | None:

@@ -25,13 +25,12 @@ from proxy.session_codec import (
     Holder,
     Kind,
     Session,
-    decode_tokens,
     encode_session,
     encode_tokens,
     is_session_id,
 )
 from proxy.session_mirror import Mirror
-from proxy.session_records import BATCH, Record, Records, indexes_of, opened, sid_index, user_index
+from proxy.session_records import BATCH, Record, Records, indexes_of, opened, sid_index, tokens_in, user_index
 from proxy.session_servers import Reach, all_of, open_servers
 from proxy.session_store import Bounds, SessionStore, new_session, refreshed
 
@@ -211,6 +210,15 @@ class RedisStore(SessionStore):
         return self._cache.adopt(session) if replaced else await self.read(cookie)
 
     @override
+    async def keep_tokens(self, cookie: str, tokens: Tokens, *, after: Tokens) -> bool:
+        opened = await self._open(cookie)
+        if opened is None:
+            return False
+        holder, _, before, sealed = opened
+        anew = encode_tokens(self._ring, tokens, holder)
+        return before != after or await self._records.keep_tokens(holder.id, anew, sealed) is not None
+
+    @override
     async def renewal_failed(self, cookie: str, at: float) -> None:
         holder = Holder.read(cookie)
         if holder is not None:
@@ -225,15 +233,7 @@ class RedisStore(SessionStore):
         session = self._decode(holder.id, record, holder)
         if session is None:
             return None
-        sealed = record.tokens or b""
-        return holder, session, self._tokens_in(sealed, holder), sealed
-
-    def _tokens_in(self, sealed: bytes, holder: Holder) -> Tokens | None:
-        try:
-            return decode_tokens(self._ring, holder, sealed)
-        except Damaged as damage:
-            _log.warning("tokens of session %s cannot be read: %s", holder.id, damage)
-            return None
+        return holder, session, tokens_in(self._ring, holder, record.tokens), record.tokens or b""
 
     @override
     async def renew_soon(self, ids: Sequence[str]) -> None:
@@ -309,10 +309,9 @@ class RedisStore(SessionStore):
 
     async def _take_leftover(self, holder: Holder) -> None:
         """Hand over the tokens that an ended session has left behind: only its cookie opens them."""
-        sealed = await self._records.leftover(holder.id)
-        tokens = self._tokens_in(sealed, holder) if sealed is not None else None
+        tokens = tokens_in(self._ring, holder, await self._records.leftover(holder.id))
         if tokens is not None:
-            self._left_over(tokens)
+            self.left_over(tokens)
 
     # -- all of them
 

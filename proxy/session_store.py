@@ -112,6 +112,13 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
+    async def keep_tokens(self, cookie: str, tokens: Tokens, *, after: Tokens) -> bool:
+        """Put tokens in the place of the session's, as long as those are `after`; False when there is no session (any more).
+
+        All else stays: when it is due, above all, for Logto has not been asked about the person.
+        """
+
+    @abstractmethod
     async def renewal_failed(self, cookie: str, at: float) -> None:
         """Note that the session's tokens are overdue and could not be renewed at `at`; the first such time counts."""
 
@@ -201,7 +208,7 @@ class SessionStore(ABC):
         self._on_due.append(callback)
 
     def on_leftover(self, callback: Callable[[Tokens], None]) -> None:
-        """Have `callback` called with the tokens of a session that was ended without them: they should be revoked."""
+        """Have `callback` called with tokens whose session has ended without them: they should be revoked."""
         self._on_leftover.append(callback)
 
     def on_vouched(self, callback: Callable[[Identity], None]) -> None:
@@ -214,7 +221,8 @@ class SessionStore(ABC):
     def _due(self, cookie: str, session: Session) -> None:
         _tell(self._on_due, cookie, session)
 
-    def _left_over(self, tokens: Tokens) -> None:
+    def left_over(self, tokens: Tokens) -> None:
+        """Have tokens revoked that no session has (any more)."""
         _tell(self._on_leftover, tokens)
 
     def _vouched(self, identity: Identity) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from proxy.errors import StoreUnavailable
 from proxy.session import SessionStore
@@ -25,6 +25,8 @@ _STORE_SECONDS: Final = 120.0  # how long it is tried to store what Logto gave
 _AGAIN_SECONDS: Final = 5.0  # after a failure; twice as long after each more, up to
 _AGAIN_SECONDS_MOST: Final = 60.0
 _FAILURES: Final = 10_000
+
+Result = TypeVar("Result")
 
 
 async def take(store: SessionStore, session_id: str, waits: Callable[[], bool], seconds: float) -> str | None:
@@ -57,19 +59,17 @@ async def held(store: SessionStore, session_id: str, mark: str) -> AsyncIterator
             await store.release(_claim(session_id), mark)
 
 
-async def stored(store_it: Callable[[], Awaitable[object]]) -> None:
+async def stored(store_it: Callable[[], Awaitable[Result]]) -> Result:
     """Store what Logto gave, if need be for a while: the old refresh token may be worth nothing any more."""
     deadline, pause = time.monotonic() + _STORE_SECONDS, _POLL_SECONDS
     while True:
         try:
-            await store_it()
+            return await store_it()
         except StoreUnavailable:
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
-        else:
-            return
 
 
 async def ended(tasks: Iterable[asyncio.Task[Any]], seconds: float) -> None:

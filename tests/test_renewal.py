@@ -342,6 +342,24 @@ def test_without_a_refresh_token_a_session_lives_by_its_own_times(make: Make) ->
     run(conversation())
 
 
+def test_what_comes_for_a_session_that_was_ended_meanwhile_is_left_for_revocation(make: Make) -> None:
+    """The end has revoked the refresh token that was there then, at best: the one that took its place must not go on."""
+
+    async def conversation() -> None:
+        async with make(delay=0.2) as world:
+            over: list[str | None] = []
+            world.store.on_leftover(lambda tokens: over.append(tokens.refresh_token))
+            world.clock.offset += LIFE + 1
+            waiting = asyncio.ensure_future(world.load())
+            await until(lambda: world.logto.going_on)
+            await world.store.end(world.cookie.split(".")[1], "signed out", leave_tokens=False)
+            assert await waiting is None
+            await world.settled()
+            assert over == ["refresh-1"]
+
+    run(conversation())
+
+
 def test_asked_for_soon_it_is_renewed_at_the_next_use(make: Make) -> None:
     async def conversation() -> None:
         async with make() as world:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
 
-from proxy.claims import Grant, Identity, Tokens, identity_from_claims
+from proxy.claims import ApiToken, Audience, Grant, Identity, Tokens, identity_from_claims
 from proxy.sealing import KeyRing
 from proxy.session import (
     MemoryStore,
@@ -363,6 +364,28 @@ def test_a_refresh_takes_over_a_new_sid(bench: Bench) -> None:
         replaced = await store.replace(cookie, Grant(ALICE, TOKENS, "other-sid", 0.0))
         assert replaced is not None
         assert replaced.sid == "other-sid"
+
+    bench.run(conversation)
+
+
+def test_tokens_alone_change_nothing_else(bench: Bench) -> None:
+    async def conversation(store: SessionStore) -> None:
+        session, cookie = await sign_in(store)
+        bench.clock.now += 100
+        await store.renew_soon([session.id])
+        before = await store.read(cookie)
+        assert before is not None
+        due = before.renew_at
+        more = replace(TOKENS, refresh_token="replacement", for_apis={Audience("https://api"): ApiToken("t", 1.0, 2.0)})
+        assert await store.keep_tokens(cookie, more, after=TOKENS)
+        assert await store.tokens(cookie) == more
+        found = await store.load(cookie)
+        assert found == before
+        assert found.renew_at == due <= bench.clock.now
+        assert await store.keep_tokens(cookie, TOKENS, after=TOKENS), "somebody else's are left as they are"
+        assert await store.tokens(cookie) == more
+        await store.end(session.id)
+        assert not await store.keep_tokens(cookie, TOKENS, after=more)
 
     bench.run(conversation)
 

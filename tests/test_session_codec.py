@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.claims import Identity, Tokens
+from proxy.claims import ApiToken, Audience, Identity, Tokens
 from proxy.sealing import KeyRing
 from proxy.session_codec import (
     Damaged,
@@ -102,9 +102,32 @@ def test_an_object_takes_over_what_was_read_later(mine: Session, later: Session)
     assert mine == later
 
 
-@given(st.builds(Tokens, st.text(), st.text(), TIMES, st.none() | st.text()))
+@given(
+    st.builds(
+        Tokens,
+        st.text(),
+        st.text(),
+        TIMES,
+        st.none() | st.text(),
+        st.dictionaries(
+            st.builds(Audience, st.none() | st.text(), st.none() | st.text()),
+            st.builds(ApiToken, st.text(), TIMES, TIMES),
+            max_size=3,
+        ),
+    )
+)
 def test_tokens_come_back_as_they_were(tokens: Tokens) -> None:
     assert decode_tokens(RING, HOLDER, encode_tokens(RING, tokens, HOLDER)) == tokens
+
+
+def test_tokens_without_any_for_apis_are_kept_as_they_were_before_there_were_such() -> None:
+    stored = sealed(["id", "access", 1.0, "refresh"], "tokens", HOLDER.secret)
+    tokens = decode_tokens(RING, HOLDER, stored)
+    assert tokens == Tokens("id", "access", 1.0, "refresh")
+    packed = RING.open(
+        "tokens", encode_tokens(RING, tokens, HOLDER)[1:], context=HOLDER.id.encode(), extra=HOLDER.secret
+    )
+    assert json.loads(zlib.decompress(packed)) == ["id", "access", 1.0, "refresh"]
 
 
 def test_a_record_shows_nothing() -> None:
@@ -181,7 +204,14 @@ def test_damage_is_named(stored: bytes, seen: bytes) -> None:
         decode_session(RING, HOLDER, stored, seen)
 
 
-@pytest.mark.parametrize("content", [b"{", b"null", b"[]", b"[1,2,3]", b'["i","a","x","r"]', b'["i","a",1,7]', b"7"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"null", b"[]", b"[1,2,3]", b'["i","a","x","r"]', b'["i","a",1,7]', b"7"),
+        *(b'["i","a",1,"r",7]', b'["i","a",1,"r",[7]]', b'["i","a",1,"r",[["r","o","t",1]]]', b'["i","a",1,"r",[],[]]'),
+        *(b'["i","a",1,"r",[[7,"o","t",1,2]]]', b'["i","a",1,"r",[["r","o","t","x",2]]]'),
+    ],
+)
 def test_damaged_tokens_are_named(content: bytes) -> None:
     with pytest.raises(Damaged):
         decode_tokens(RING, HOLDER, sealed(content, "tokens", HOLDER.secret))

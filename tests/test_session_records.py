@@ -100,6 +100,24 @@ def test_renewed_tokens_replace_only_those_that_were_renewed(server: RedisServer
     talk(server.url, conversation)
 
 
+def test_tokens_alone_replace_those_they_were_made_from_and_nothing_else(server: RedisServer) -> None:
+    async def conversation(records: Records) -> None:
+        await begin(records)
+        await records.fail(ID, 105.0)
+        await records.renew([ID], 107.0)
+        for _ in range(2):  # the same once more, as after a connection that broke
+            assert await records.keep_tokens(ID, b"tokens-2", b"tokens") is True
+        assert (await records.read(ID))[0] == Record(b"sealed", b"100.000", b"105.000", None, b"107.000", b"tokens-2")
+        assert await records.keep_tokens(ID, b"late", b"tokens") is False
+        assert await records.keep_tokens(OTHER, b"late", b"tokens") is None
+        assert (await records.read(ID))[0].tokens == b"tokens-2"
+        await records.end([ID], "suspended", leave_tokens=True)
+        assert await records.keep_tokens(ID, b"late", b"tokens-2") is None
+        assert (await records.read(ID))[0].tokens == b"tokens-2"
+
+    talk(server.url, conversation)
+
+
 def test_what_an_end_leaves_behind_is_taken_once(server: RedisServer) -> None:
     async def conversation(records: Records) -> None:
         await begin(records)
