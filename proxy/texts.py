@@ -59,7 +59,7 @@ _ENGLISH: Final[Mapping[str, str]] = {
     "passwords.title": "App passwords",
     "passwords.text": "For programs that cannot sign in as you do: calendars, git, feed readers. Each is good for one app.",
     "passwords.made": "Those you have",
-    "passwords.new": "Make another one",
+    "passwords.new": "A new one",
     "passwords.example": "Calendar on my phone",
     "passwords.life": "Good for",
     "passwords.day": "1 day",
