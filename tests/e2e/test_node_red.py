@@ -87,12 +87,14 @@ def test_past_the_gateway_it_knows_nobody(port: int, flows: Gateway) -> None:
         assert stranger.request("GET", f"http://127.0.0.1:{port}/flows").status_code == 401
 
 
-def test_what_flows_take_from_outside_is_open_and_told_of_nobody(flows: Gateway, person: Person) -> None:
+def test_what_flows_take_from_outside_is_open_and_told_of_no_stranger(flows: Gateway, person: Person) -> None:
     _deploy(flows, person)
     with Person(headers={"X-Forwarded-User": "admin"}) as stranger:
         answer = stranger.request("GET", flows.url + "/hooks/who")
         assert (answer.status_code, answer.json()) == (200, {"user": None})
         assert stranger.request("POST", flows.url + "/flows", content=b"[]").status_code == 401
+    answer = person.request("GET", flows.url + "/hooks/who", headers={"X_Forwarded_User": "admin"})
+    assert answer.json() == {"user": "ada"}
 
 
 def test_the_editor_hears_of_news_over_its_websocket(flows: Gateway, person: Person) -> None:
