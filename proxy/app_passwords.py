@@ -33,12 +33,10 @@ _UNREADABLE: Final = Rejected("it is no app password of this gateway")
 _UNKNOWN: Final = Rejected("it does not exist, or no longer")
 _ELSEWHERE: Final = Rejected("it was made for another app")
 _EXPIRED: Final = Rejected("it has expired")
-_WAITING: Final = Rejected("its owner has to sign in again first")
 # How much of `sign_in_within` may have passed before a recheck is noted anew: not each one is worth a write.
 _NOTED_AFTER: Final = 1 / 20
 _NOTED_AFTER_MOST: Final = 3600.0
 NAME_CHARS: Final = 64
-_log = logging.getLogger("postern.passwords")
 _audit = logging.getLogger("postern.audit")
 
 
@@ -85,17 +83,14 @@ class AppPasswords:
             return _UNKNOWN
         if session.errand.route != programs.route:
             return _ELSEWHERE
-        now = self._clock()
-        if now >= session.created_at + self.terms.lifetime:  # shorter by now than when it was made
+        if self._clock() >= session.created_at + self.terms.lifetime:  # shorter by now than when it was made
             return _EXPIRED
-        return _WAITING if self._waits(session.errand, now) else session
+        return session
 
     def waits(self, session: Session) -> bool:
-        """Whether one is not believed before its owner has signed in again."""
-        return session.errand is None or self._waits(session.errand, self._clock())
-
-    def _waits(self, errand: Errand, now: float) -> bool:
-        return now >= errand.vouched_at + self.terms.sign_in_within
+        """Whether one counts for nothing until its owner has signed in again."""
+        errand = session.errand
+        return errand is None or self._clock() >= errand.vouched_at + self.terms.sign_in_within
 
     # -- making and ending
 

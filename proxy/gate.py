@@ -49,6 +49,9 @@ class Verifier(Protocol):
     async def verify(self, credential: Credential) -> Session | Rejected:
         """Find out; raises StoreUnavailable or LogtoUnavailable when nobody can tell."""
 
+    def waits(self, session: Session) -> bool:
+        """Whether a session that it gave out counts for nothing until somebody has vouched for its owner again."""
+
 
 class Guilds(Protocol):
     """Who is in which Discord guild; see `discord.Discord`."""
@@ -159,6 +162,10 @@ class Gate:
         found = self._peek_credential(credential)
         return found if found is not Miss.MISS else await self._verifiers[credential.scheme].verify(credential)
 
+    def _waits(self, session: Session) -> bool:
+        verifier = self._verifiers.get(Scheme(session.via))
+        return verifier is not None and verifier.waits(session)
+
     def use(self, head: RequestHead) -> bool:
         """Note that the session a request was let pass for is in use; False when only `session_of` can."""
         return self._peek(head) is not Miss.MISS
@@ -267,6 +274,10 @@ class Gate:
             return Verdict(Kind.NOT_FOUND, status=404)
         if isinstance(session, Rejected):
             return Verdict(Kind.REJECTED, route=route, status=401, detail=session.detail)
+        if session is not None and session.via != "cookie" and self._waits(session):
+            # Not 401: it is the right credential, and git, for one, would forget it.
+            detail = "whoever made it has to sign in again first"
+            return Verdict(Kind.FORBIDDEN, route=route, session=session, status=403, reason="owner_away", detail=detail)
         policy = route.policy
         facts = _lasting(policy, head.method)
         if session is not None and facts is not None:

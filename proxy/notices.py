@@ -110,8 +110,9 @@ class Notices:
 
     async def _act(self, webhook: Webhook, request_id: str) -> None:
         for sub in webhook.ended:
-            passwords = await self._passwords.end_user(sub, webhook.event) if self._passwords is not None else 0
+            # Sessions first: nobody makes an app password from then on that this would not find.
             ended = await self._store.end_user(sub, webhook.event)
+            passwords = await self._passwords.end_user(sub, webhook.event) if self._passwords is not None else 0
             details = {"user": sub, "reason": webhook.event, "sessions": ended, "request_id": request_id}
             details |= {"passwords": passwords} if passwords else {}
             _audit.info("sessions ended by Logto's webhook", extra=details)

@@ -5,7 +5,6 @@ A password never stands in a URL, a log or a redirect: it is in the answer to th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -33,7 +32,6 @@ _FIELDS: Final = 10
 _DAYS: Final = (1, 7, 30, 90, 180, 365)
 _USUAL_DAYS: Final = 90
 _DAY: Final = 86400.0
-_log = logging.getLogger("postern.passwords")
 
 
 class OwnPasswords:
@@ -90,7 +88,10 @@ class OwnPasswords:
             session, password = await self._passwords.issue(visit.session, name, route, int(days) * _DAY)
         except TooMany:
             return await self._listed(request, visit, form, "passwords.too_many")
-        _log.info("app password %s was made", session.id, extra={"request_id": call_of(request).request_id})
+        if await self._visits.of(request) is None:
+            # Ended meanwhile, with all of their app passwords perhaps: this one must not be what is left of somebody's access.
+            await self._passwords.revoke(visit.session.identity.sub, session.id)
+            return self._answers.unauthenticated(request)
         return self._made(request, session, password)
 
     async def revoke(self, request: Request) -> Response:

@@ -199,7 +199,8 @@ class Request:
         route = self.verdict.route if self.verdict is not None else None
         if route is None or not self.status:
             return False
-        if not ((route.around or route).policy.guilds or session.identity is not self._identity):
+        changing = (route.around or route).policy.guilds or session.errand is not None
+        if not (changing or session.identity is not self._identity):
             return False
         self._identity = session.identity
         judged, host = self._judged()

@@ -108,8 +108,8 @@ def revoke(
                 return _missing(session_id)
             click.echo("1 session ended")
             return 0
-        # Passwords first: should the store go away in between, what is left is what runs out by itself.
-        for kept, what in ((None if keep_passwords else stores.passwords, "app password"), (store, "session")):
+        # Sessions first: nobody makes an app password from then on that this would not find.
+        for kept, what in ((store, "session"), (None if keep_passwords else stores.passwords, "app password")):
             if kept is not None:
                 count = await kept.end_user(user, WHY) if user is not None else await end_all(kept)
                 if count or what == "session":

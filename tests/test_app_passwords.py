@@ -28,7 +28,7 @@ ROUTES = '[[route]]\nname = "dav"\nupstream = "http://127.0.0.1:9"\napp_password
 NONE = '[[route]]\nname = "dav"\nupstream = "http://127.0.0.1:9"\n'
 DAV, GIT = Programs("dav", app_passwords=True), Programs("git", app_passwords=True)
 DAY = 86400.0
-WAITS = "its owner has to sign in again first"
+WAITS = "it waits for its owner"
 
 
 class Bench:
@@ -57,11 +57,11 @@ class Bench:
         return await self.passwords.issue(await self.owner(), name, "dav", days * DAY)
 
     async def shown(self, value: str, programs: Programs = DAV) -> Session | Rejected:
-        """What `verify` says; `peek` must agree, as far as it says anything."""
+        """What becomes of one: who comes in by it, or why nobody. `peek` must agree with `verify`."""
         credential = Credential(Scheme.PASSWORD, value, programs)
         found = await self.passwords.verify(credential)
         assert self.passwords.peek(credential) == found or isinstance(found, Rejected)
-        return found
+        return Rejected(WAITS) if isinstance(found, Session) and self.passwords.waits(found) else found
 
 
 @pytest.fixture

@@ -242,6 +242,38 @@ def test_a_role_that_is_taken_away_shuts_out_the_program_with_its_owner() -> Non
     run(conversation())
 
 
+def test_it_waits_for_its_owner_and_so_does_what_is_open() -> None:
+    async def conversation() -> None:
+        async with world() as site:
+
+            async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await site.upstream.head(reader)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+                await reader.read()
+
+            site.upstream.script = stream
+            _, value, cookie = await made(site.gateway)
+            client = await site.connect()
+            client.send(request("/dav/events", basic(value)))
+            await client.head()
+            site.much_later(0)
+            assert site.upstream.open == 1, "as long as nothing has changed it stays open"
+            await site.gateway.passwords.doubt(ADA.sub)
+            site.much_later(0)
+            with suppress(ConnectionResetError):
+                await client.rest()
+            got, head, body = await site.ask(request("/dav", basic(value), "Accept: text/html"))
+            assert (got, site.lines()[-1]["outcome"]) == (403, "owner_away"), "on 401 git would forget it"
+            assert b"www-authenticate" not in head
+            assert json.loads(body)["detail"] == "whoever made it has to sign in again first"
+            site.upstream.script = site.upstream.hello
+            await site.gateway.store.replace(cookie.partition("=")[2], GRANT)
+            await site.gateway.passwords._chores.settled()
+            assert await status(site, "/dav", basic(value)) == 200
+
+    run(conversation())
+
+
 def test_nobody_is_let_in_while_nobody_can_tell() -> None:
     async def conversation() -> None:
         async with world() as site:

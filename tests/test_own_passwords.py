@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -238,6 +239,22 @@ def test_an_app_password_makes_no_other(world: World) -> None:
         assert make(world, f"{name}={cookie}").status == 401
         assert make(world, "x=y", {**CLICK, "Authorization": f"Bearer {cookie}"}).status == 401
     assert len(made(world)) == 1
+
+
+def test_who_is_signed_out_in_the_middle_is_left_with_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends somebody's access ends sessions, then app passwords: one that is just being made must not slip through."""
+    cookie, issue = world.sign_in(), world.passwords.issue
+
+    async def late(owner: Session, *rest: Any) -> tuple[Session, str]:
+        await world.store.end_user("ada")
+        await world.passwords.end_user("ada", "User.Deleted")
+        return await issue(owner, *rest)
+
+    monkeypatch.setattr(world.passwords, "issue", late)
+    answer = make(world, cookie)
+    assert answer.status == 401
+    assert not VALUE.search(answer.text)
+    assert made(world) == []
 
 
 def test_one_that_waits_says_so(world: World) -> None:

@@ -145,14 +145,14 @@ def test_one_way_at_a_time(run: Run, arguments: tuple[str, ...]) -> None:
 def test_who_is_cut_off_is_so_with_their_app_passwords(server: RedisServer, run: Run) -> None:
     _, _, (bob, _) = made(server, ADA, ADA, BOB)
     result = run("sessions", "revoke", "--user", "ada-sub")
-    assert result.output == "2 app passwords ended\n2 sessions ended\n"
+    assert result.output == "2 sessions ended\n2 app passwords ended\n"
     assert left(run) == [bob.id]
     assert run("sessions", "revoke", "--user", "bob-sub", "--keep-passwords").output == "1 session ended\n"
     assert left(run) == [bob.id]
     made(server, ADA)
     result = run("sessions", "revoke", "--all", given="y\n")
     assert "end every app password?" in result.output
-    assert result.output.endswith("2 app passwords ended\n1 session ended\n")
+    assert result.output.endswith("1 session ended\n2 app passwords ended\n")
     assert left(run) == []
 
 
