@@ -43,10 +43,11 @@ class Visits:
 
     def __init__(self, settings: Settings, store: SessionStore) -> None:
         self._name = cookie_name(settings).encode()
+        self._admits = settings.admits
         self._store = store
 
     async def of(self, request: Request) -> Visit | None:
-        """The live session that `request` carries, or None. Raises StoreUnavailable.
+        """The live session that `request` carries, made for this site, or None. Raises StoreUnavailable.
 
         Every cookie of our name is tried, as the gate does: a stale one must not hide a valid one.
         """
@@ -54,7 +55,7 @@ class Visits:
         for value in cookies.find_all(header, self._name):
             cookie = value.decode("ascii", "replace")
             session = await self._store.load(cookie)
-            if session is not None:
+            if session is not None and session.application in self._admits:
                 return Visit(session, cookie)
         return None
 
@@ -135,12 +136,12 @@ class Account:
         return json_response(content)
 
     def _places(self, session: Session, client: str) -> Iterator[Place]:
-        """The routes whose rules let this person open their first page from here and now."""
+        """The routes of this site whose rules let this person open their first page from here and now."""
         try:
             address = ip_address(client)
         except ValueError:
             address = None  # a unix socket's peer: no rule on networks matches it
-        for route in self._gate.routes.routes:
+        for route in self._gate.routes_at(self._public.netloc):
             members = self._gate.members(route.policy, session)
             facts = RequestFacts("GET", route.path, address, self._clock(), session.signed_in_at, members)
             decision = route.policy.decide(session.identity, facts)

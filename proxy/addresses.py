@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -64,6 +65,12 @@ def parse_url(value: object) -> Url:
     scheme = scheme.lower()
     port = _port(found["port"], least=1) if found["port"] else None
     return Url(scheme, _host(found["host"]), None if port == _DEFAULT_PORTS[scheme] else port, found["path"] or "")
+
+
+def default_url(public: Url, hosts: Sequence[str]) -> str:
+    """The URL of the first of `hosts` that is no wildcard, reached as `public` is; "" when all are."""
+    exact = next((host for host in hosts if not host.startswith("*.")), None)
+    return replace(public, host=exact).origin if exact is not None else ""
 
 
 def _host(text: str) -> str:

@@ -58,6 +58,7 @@ class AppPasswords:
 
     def _read(self, settings: Settings) -> None:
         self.terms = settings.app_passwords
+        self._main = settings.logto.app_id
         self.wanted = any(route.app_passwords for route in settings.route)
         self._noted_after = min(self.terms.sign_in_within * _NOTED_AFTER, _NOTED_AFTER_MOST)
 
@@ -134,15 +135,22 @@ class AppPasswords:
 
     # -- what becomes of their owners
 
-    def vouched(self, identity: Identity) -> None:
-        """Logto has just said who somebody is: their app passwords go by that from now on, in the background."""
+    def vouched(self, identity: Identity, application: str = "") -> None:
+        """Logto has just said who somebody is, to an application (its id): their app passwords made there go by that from now
+        on, in the background.
+        """
         if self.wanted:
-            self._chores.run(self.vouch(identity), "app passwords")
+            self._chores.run(self.vouch(identity, application), "app passwords")
 
-    async def vouch(self, identity: Identity) -> None:
-        """Bring a person's app passwords up to date with what Logto says of them now. Raises StoreUnavailable."""
+    async def vouch(self, identity: Identity, application: str = "") -> None:
+        """Bring a person's app passwords up to date with what Logto says of them now. Raises StoreUnavailable.
+
+        Those of one application alone: Logto may let somebody in there and keep them out of another.
+        """
         now = self._clock()
         for known in await self.store.of_user(identity.sub):
+            if (known.application or self._main) != (application or self._main):
+                continue
             errand = known.errand
             lately = errand is not None and now - errand.vouched_at < self._noted_after
             if not lately or known.identity != identity:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from proxy.applications import Applications
 from proxy.discord import Discord
 from proxy.errors import (
     DiscordRefused,
@@ -25,6 +26,7 @@ from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.session import open_store
 from proxy.settings import Settings
+from proxy.sites import Sites
 
 _KNOWN_BY_ADDRESS: Final = frozenset(
     name for name, preset in PRESETS.items() if preset.headers and "{login}" not in preset.headers.values()
@@ -68,7 +70,8 @@ async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:
     """Try the session store, Logto's discovery and every upstream, in this order."""
     keyring = KeyRing(settings.seal_secrets)
     yield await _check_store(settings, keyring)
-    yield await _check_logto(settings, keyring)
+    async for finding in _check_logto(settings, keyring):
+        yield finding
     async for finding in _check_guilds(settings):
         yield finding
     async for finding in _check_upstreams(settings):
@@ -93,28 +96,39 @@ async def _check_store(settings: Settings, keyring: KeyRing) -> Finding:
     return Finding(True, what, "answers")
 
 
-async def _check_logto(settings: Settings, keyring: KeyRing) -> Finding:
+async def _check_logto(settings: Settings, keyring: KeyRing) -> AsyncIterator[Finding]:
+    """Logto's discovery and keys, and whether it accepts the id and secret of each application."""
+
     async def once(_key: str, _ttl: float) -> bool:
         return True
 
-    relying_party = RelyingParty(settings, keyring, once)
-    what = f"Logto at {settings.logto.internal_endpoint or settings.logto.endpoint}"
+    sites = Sites(settings)
+    applications = Applications(sites, keyring, once)
     try:
-        outcome = await relying_party.check()
+        yield await _check_application(
+            applications.main, f"Logto at {settings.logto.internal_endpoint or settings.logto.endpoint}", "logto"
+        )
+        for index, (one, site) in enumerate(zip(settings.logto.application, sites.others, strict=True)):
+            where = f"logto.application[{index}]"
+            what = f"{where}, for {', '.join(one.hosts)}"
+            found = await _check_application(applications.at(site), what, where)
+            # Whether the address is registered there only a sign-in tells, or `postern logto check`.
+            yield replace(found, outcome=f"its redirect URI is {site.own_url}/callback") if found.ok else found
+    finally:
+        await applications.close()
+
+
+async def _check_application(relying_party: RelyingParty, what: str, where: str) -> Finding:
+    try:
+        return Finding(True, what, await relying_party.check(credentials=True))
     except LogtoUnavailable as error:
-        return Finding(
-            False,
-            what,
+        outcome, remedy = (
             str(error),
             "is logto.endpoint (LOGTO_ENDPOINT) right, and logto.internal_endpoint where it differs?",
         )
     except LogtoRefused as error:
-        return Finding(
-            False, what, str(error), "are logto.app_id and logto.app_secret those of the application in Logto?"
-        )
-    finally:
-        await relying_party.close()
-    return Finding(True, what, outcome)
+        outcome, remedy = str(error), f"are {where}.app_id and {where}.app_secret those of the application in Logto?"
+    return Finding(False, what, outcome, remedy)
 
 
 async def _check_guilds(settings: Settings) -> AsyncIterator[Finding]:

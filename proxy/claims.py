@@ -118,6 +118,7 @@ class Grant:
     tokens: Tokens
     sid: str | None  # Logto's session id; only in ID tokens of applications with back-channel logout
     signed_in_at: float  # epoch seconds; of the sign-in, not of the refresh
+    application: str = ""  # the id of the application at Logto that the person signed in to
 
 
 def identity_from_claims(claims: Mapping[str, Any]) -> Identity:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from proxy.addresses import LISTEN, PUBLIC_URL, ROUTE_HOST, UPSTREAM, Listen, Url, parse_url
+from proxy.addresses import LISTEN, PUBLIC_URL, ROUTE_HOST, UPSTREAM, Listen, Url, default_url, parse_url
 from proxy.notation import PATH, PREFIX, is_loopback
 from proxy.sections import CookieSettings
-from proxy.tree import Path, value_at
+from proxy.tree import Path, dotted, value_at
 
 T = TypeVar("T")
 
@@ -26,6 +26,17 @@ class Contradiction(NamedTuple):
     path: Path
     what: str
     accepted: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Application:
+    """What could be read of one of `logto.application`; `url` and `domain` are None when they could not be."""
+
+    where: Path
+    hosts: Mapping[int, str]
+    url: Url | None
+    domain: str | None
+    app_id: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +68,15 @@ def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
         for index, raw in enumerate(routes if isinstance(routes, list) else [])
         if isinstance(raw, dict)
     ]
+    applications = list(_applications(tree, public))
     if public is not None and cookie is not None:
         yield from _cookie(public, cookie)
-        yield from _out_of_reach(public, cookie, read)
+        elsewhere = [route for route in read if route.host is None or _taken_by(route.host, applications) is None]
+        yield from _out_of_reach(public, cookie, elsewhere)
+    if public is not None:
+        for application in applications:
+            yield from _application(application, public)
+    yield from _applications_doubled(tree, public, applications)
     yield from _doubled(read)
     yield from _guilds_unknown(tree, read)
     if _many(tree.get("workers")) and _in_memory(value_at(("session", "store"), tree)):
@@ -82,19 +99,95 @@ def contradictions(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
 
 
 def _cookie(public: Url, cookie: CookieSettings) -> Iterator[Contradiction]:
-    """RFC 6265 5.3: browsers drop a cookie for a domain that the host setting it is not in."""
-    where = ("session", "cookie", "domain")
-    if cookie.domain and not _below(public.host, cookie.domain):
-        yield Contradiction(
-            where, f"does not hold the host of public_url, {public.host}", "that host or a domain it is in"
-        )
-    elif cookie.domain and ("." not in cookie.domain or _is_address(cookie.domain)):
-        yield Contradiction(where, "is no domain that browsers accept for a cookie", "a domain of two labels or more")
+    yield from _cookie_domain(("session", "cookie", "domain"), public, cookie.domain)
     if cookie.same_site == "none" and public.scheme != "https":
         where = ("session", "cookie", "same_site")
         yield Contradiction(
             where, "browsers take SameSite=None over https only", '"lax" or "strict", or an https public_url'
         )
+
+
+def _cookie_domain(where: Path, public: Url, domain: str) -> Iterator[Contradiction]:
+    """RFC 6265 5.3: browsers drop a cookie for a domain that the host setting it is not in."""
+    if domain and not _below(public.host, domain):
+        yield Contradiction(
+            where, f"does not hold the host of public_url, {public.host}", "that host or a domain it is in"
+        )
+    elif domain and ("." not in domain or _is_address(domain)):
+        yield Contradiction(where, "is no domain that browsers accept for a cookie", "a domain of two labels or more")
+
+
+def _applications(tree: Mapping[str, Any], public: Url | None) -> Iterator[_Application]:
+    given = value_at(("logto", "application"), tree)
+    for index, raw in enumerate(given if isinstance(given, list) else []):
+        if not isinstance(raw, dict):
+            continue
+        hosts = raw.get("hosts")
+        read = enumerate([_sound(ROUTE_HOST.read, host) for host in hosts] if isinstance(hosts, list) else [])
+        sound = {number: host for number, host in read if host is not None}
+        url = raw.get("public_url") or (default_url(public, list(sound.values())) if public is not None else None)
+        yield _Application(
+            where=("logto", "application", index),
+            hosts=sound,
+            url=_sound(lambda value: parse_url(PUBLIC_URL.read(value)), url),
+            domain=_sound(lambda value: CookieSettings(domain=value).domain, raw.get("cookie_domain", "")),
+            app_id=raw.get("app_id"),
+        )
+
+
+def _application(it: _Application, public: Url) -> Iterator[Contradiction]:
+    """Each is reached as the gateway itself is; and its cookie, which its public URL sets, reaches every host of its own."""
+    where: Path = (*it.where, "public_url")
+    if it.url is None:
+        if it.hosts and all(host.startswith("*.") for host in it.hosts.values()):
+            yield Contradiction(where, "is missing, and no one of hosts is exact", "a URL of one of its hosts")
+        return
+    if it.url.scheme != public.scheme:
+        yield Contradiction(where, f"is not {public.scheme}, as the public_url of the gateway is", "the same scheme")
+    if it.hosts and _taken_by(it.url.host, [it]) is None:
+        yield Contradiction(where, f"its host, {it.url.host}, is none of hosts", "a URL of one of its hosts")
+    if it.domain is None:
+        return
+    yield from _cookie_domain((*it.where, "cookie_domain"), it.url, it.domain)
+    for number, host in it.hosts.items():
+        name = host.removeprefix("*.")
+        if not (_below(name, it.domain) if it.domain else host == it.url.host):
+            accepted = f"a host below its cookie_domain, or {it.url.host}"
+            what = f"the session cookie of {it.domain or it.url.host} does not get there"
+            yield Contradiction((*it.where, "hosts", number), what, accepted)
+
+
+def _applications_doubled(
+    tree: Mapping[str, Any], public: Url | None, applications: list[_Application]
+) -> Iterator[Contradiction]:
+    """A host belongs to one application, and the public URL's to none of the further ones; each has an id of its own."""
+    hosts: dict[str, Path] = {}
+    ids: dict[Any, str] = {value_at(("logto", "app_id"), tree): "logto.app_id"}
+    for it in applications:
+        for number, host in it.hosts.items():
+            first = hosts.setdefault(host, it.where)
+            if first != it.where:
+                what = f"{dotted(first)} has this host"
+                yield Contradiction((*it.where, "hosts", number), what, "hosts that no other application has")
+        own = f"{dotted(it.where)}.app_id"
+        if isinstance(it.app_id, str) and (known := ids.setdefault(it.app_id, own)) != own:
+            yield Contradiction((*it.where, "app_id"), f"{known} is the same", "an application of its own")
+    taken = _taken_by(public.host, applications) if public is not None else None
+    if public is not None and taken is not None:
+        what = f"takes {public.host}, the host of public_url"
+        yield Contradiction((*taken.where, "hosts"), what, "hosts that sign-ins of logto.app_id do not come back to")
+
+
+def _taken_by(host: str, applications: list[_Application]) -> _Application | None:
+    """Whose people come to `host`: see `sites.Sites.of`. None: those of `logto.app_id`."""
+    found: tuple[int, _Application] | None = None
+    for it in applications:
+        for own in it.hosts.values():
+            if own == host:
+                return it
+            if own.startswith("*.") and host.endswith(own[1:]) and (found is None or len(own) > found[0]):
+                found = (len(own), it)
+    return found[1] if found is not None else None
 
 
 def _out_of_reach(public: Url, cookie: CookieSettings, routes: list[_Route]) -> Iterator[Contradiction]:

@@ -9,7 +9,7 @@ alone. Nothing passes without a verdict of kind PASS, and every verdict carries 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -22,8 +22,9 @@ from proxy.http1 import RequestHead
 from proxy.membership import Doubt, Member, Members
 from proxy.policy import Decision, Policy, Reason, RequestFacts
 from proxy.routes import Match, Route, RouteTable, normalise_host
-from proxy.session import Miss, Session, SessionStore, cookie_name
+from proxy.session import Miss, Session, SessionStore
 from proxy.settings import Settings
+from proxy.sites import Sites
 from proxy.verdict import OWN, Kind, Verdict, bad_request, shows_a_page, signed_out
 
 # Session cookies looked at in one request. A page on a sibling host can plant some beside the right one, but each costs a
@@ -37,6 +38,7 @@ _OF_METHOD: Final = {
 }
 _KEPT: Final = 2 * len(_OF_METHOD)  # decisions kept in a session for each route that there is
 _NOWHERE: Final[Members] = {}
+_ELSEWHERE: Final = Rejected("it was made for another application")
 _LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
 
@@ -97,11 +99,11 @@ class Gate:
         self._group_names = settings.discord.groups if settings.discord is not None else {}
         self._store = store
         self._clock = clock
-        self._cookie = cookie_name(settings).encode()
+        self.sites = Sites(settings)
+        self._only = self.sites.main if not self.sites.others else None
         self._prefix = settings.prefix.encode()
         self._prefix_slash = self._prefix + b"/"
-        self._public_origin = settings.public_url.lower().encode()
-        self._scheme = self._public_origin.partition(b"://")[0] + b"://"
+        self._scheme = self.sites.main.origin.partition(b"://")[0] + b"://"
 
     def judge(self, head: RequestHead, host: str, client: Address | None) -> Verdict | None:
         """Judge a request to `host` from `client`; None when the session has to be read from the store first."""
@@ -109,7 +111,7 @@ class Gate:
         if isinstance(match, Verdict):
             return match
         credential = self.presented(head, match.route)
-        session = self._peek(head) if credential is None else self._peek_credential(credential)
+        session = self._peek(head, host) if credential is None else self._peek_credential(credential, host)
         if session is Miss.MISS:
             return None
         verdict = self.decide(head, host, client, match, session)
@@ -123,9 +125,9 @@ class Gate:
         credential = self.presented(head, match.route)
         try:
             if credential is None:
-                session: Session | Rejected | None = await self.session_of(head.values.get(b"cookie"))
+                session: Session | Rejected | None = await self.session_of(head.values.get(b"cookie"), host)
             else:
-                session = await self._verified(credential)
+                session = await self._verified(credential, host)
         except LogtoUnavailable as error:
             return Verdict(
                 Kind.UNAVAILABLE, route=match.route, status=503, reason="logto_unavailable", detail=str(error)
@@ -152,23 +154,34 @@ class Gate:
             return None
         return route.programs.presented(head.values)
 
-    def _peek_credential(self, credential: Credential) -> Session | Rejected | Literal[Miss.MISS]:
+    def _peek_credential(self, credential: Credential, host: str) -> Session | Rejected | Literal[Miss.MISS]:
         verifier = self._verifiers.get(credential.scheme)
         if verifier is None or not credential.value:
             return Rejected("it cannot be read")
-        return verifier.peek(credential)
+        found = verifier.peek(credential)
+        return found if found is Miss.MISS else self._at_home(found, host)
 
-    async def _verified(self, credential: Credential) -> Session | Rejected:
-        found = self._peek_credential(credential)
-        return found if found is not Miss.MISS else await self._verifiers[credential.scheme].verify(credential)
+    async def _verified(self, credential: Credential, host: str) -> Session | Rejected:
+        found = self._peek_credential(credential, host)
+        if found is Miss.MISS:
+            found = self._at_home(await self._verifiers[credential.scheme].verify(credential), host)
+        return found
 
     def _waits(self, session: Session) -> bool:
         verifier = self._verifiers.get(Scheme(session.via))
         return verifier is not None and verifier.waits(session)
 
-    def use(self, head: RequestHead) -> bool:
+    def _at_home(self, found: Session | Rejected, host: str) -> Session | Rejected:
+        """An app password counts where the session counts that it was made in; what a token is for, it says itself."""
+        elsewhere = isinstance(found, Session) and found.via == "password" and not self._admits(found, host)
+        return _ELSEWHERE if elsewhere else found
+
+    def _admits(self, session: Session, host: str) -> bool:
+        return session.application in (self._only or self.sites.of(host)).admits
+
+    def use(self, head: RequestHead, host: str) -> bool:
         """Note that the session a request was let pass for is in use; False when only `session_of` can."""
-        return self._peek(head) is not Miss.MISS
+        return self._peek(head, host) is not Miss.MISS
 
     def shuts_out(self, head: RequestHead, host: str, client: Address | None, session: Session) -> bool:
         """Whether what is known by now, of the person and in Discord, refuses a request that was let pass for `session`, and
@@ -179,6 +192,8 @@ class Gate:
         match = self.match(head, host)
         if isinstance(match, Verdict) or match.route is None:
             return False
+        if session.via != "bearer" and not self._admits(session, host):
+            return True  # the settings have given the host to another application since
         # Where it is open to everyone it was let pass for the person by the route around.
         guarded = match._replace(route=match.route.around or match.route)
         verdict = self.decide(head, host, client, guarded, session)
@@ -212,16 +227,17 @@ class Gate:
         known = ((guild, self._guilds.peek(guild, user)) for guild in policy.guilds)
         return {guild: member for guild, member in known if not isinstance(member, Doubt)}
 
-    async def session_of(self, cookie_header: bytes | None) -> Session | None:
-        """The session that a Cookie header carries, if it is alive. Raises StoreUnavailable.
+    async def session_of(self, cookie_header: bytes | None, host: str) -> Session | None:
+        """The session that a Cookie header carries to `host`, if it is alive and was made for there. Raises StoreUnavailable.
 
-        A browser may send several cookies of our name (another path or domain, an older set-up): a stale one must not hide a
-        valid one, so each is tried.
+        A browser may send several cookies of our name (another path or domain, another application's, an older set-up): a stale
+        one must not hide a valid one, so each is tried.
         """
         if cookie_header:
-            for value in cookies.find_all(cookie_header, self._cookie)[:_COOKIES_TRIED]:
+            site = self.sites.of(host)
+            for value in cookies.find_all(cookie_header, site.cookie)[:_COOKIES_TRIED]:
                 session = await self._store.load(value.decode("ascii", "replace"))
-                if session is not None:
+                if session is not None and session.application in site.admits:
                     return session
         return None
 
@@ -240,27 +256,34 @@ class Gate:
             return Verdict(Kind.NOT_FOUND, status=404)
         return match
 
+    def routes_at(self, host: str) -> Iterator[Route]:
+        """The routes that may be open to a session of the site that `host` belongs to."""
+        site = self.sites.of(host)
+        return (it for it in self.routes.routes if it.host is None or self.sites.of(it.host) is site)
+
     def organization_at(self, url: str) -> str | None:
         """The organization whose members alone may open `url`, an absolute one of ours; None where there is no such limit."""
         parts = urlsplit(url)
         match = self.routes.match(parts.netloc, (parts.path or "/").encode("utf-8", "surrogateescape"))
         return match.route.organization if match.route is not None else None
 
-    def _peek(self, head: RequestHead) -> Session | Miss | None:
-        values: tuple[str, ...] | None = head.made.get(self._cookie)
+    def _peek(self, head: RequestHead, host: str) -> Session | Miss | None:
+        site = self._only or self.sites.of(host)
+        values: tuple[str, ...] | None = head.made.get(site.cookie)
         if values is None:
-            values = head.made[self._cookie] = self._session_cookies(head.values.get(b"cookie"))
+            values = head.made[site.cookie] = self._session_cookies(head.values.get(b"cookie"), site.cookie)
         for value in values:
             session = self._store.peek(value)
-            if session is not None:
+            if session is not None and (session is Miss.MISS or session.application in site.admits):
                 return session
         return None
 
-    def _session_cookies(self, header: bytes | None) -> tuple[str, ...]:
+    @staticmethod
+    def _session_cookies(header: bytes | None, name: bytes) -> tuple[str, ...]:
         """The values in a Cookie field that may name a session, as far as they are looked at."""
-        if header is None or self._cookie not in header:
+        if header is None or name not in header:
             return ()
-        found = cookies.find_all(header, self._cookie)[:_COOKIES_TRIED]
+        found = cookies.find_all(header, name)[:_COOKIES_TRIED]
         return tuple(value.decode("ascii", "replace") for value in found)
 
     def decide(
@@ -351,6 +374,7 @@ class Gate:
         if match.ambiguous:
             detail = "a Destination that a server behind could read as another path, with other rules"
             return Verdict(Kind.AMBIGUOUS, route=match.route, status=400, detail=detail)
+        ours = ours and self.sites.of(there) is self.sites.of(host)  # a session opens nothing on another application's
         if not ours or own or match.route is None or not route.serves_with(match.route):
             return bad_request(502, "the Destination is not with this app (RFC 4918 9.8.5)")
         if session is not None and session.via != "cookie" and match.route is not route:
@@ -403,7 +427,7 @@ class Gate:
             return True
         origin = origin.lower()
         return (
-            origin == self._public_origin
+            origin == (self._only or self.sites.of(host)).origin
             or origin == self._scheme + host.lower().encode("ascii", "replace")
             or origin in route.websocket_origins
         )

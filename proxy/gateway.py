@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.account import Account, Visits
 from proxy.answers import RETRY_AFTER, Answers, call_of, json_response
 from proxy.app_passwords import AppPasswords
+from proxy.applications import Applications
 from proxy.assertion import signer_of
 from proxy.errors import PosternError, StoreUnavailable
 from proxy.gate import Gate
@@ -40,6 +41,7 @@ from proxy.session import SessionStore
 from proxy.settings import Settings
 from proxy.signin import SignIn
 from proxy.signout import Revocations, SignOut
+from proxy.sites import Site, Sites
 from proxy.verdict import Kind
 
 _log = logging.getLogger("postern.gateway")
@@ -59,14 +61,20 @@ def create_app(
     returns: ReturnPaths,
     sign_ins: Counter[str] | None = None,
     passwords: AppPasswords | None = None,
+    *,
+    applications: Applications | None = None,
+    main: Starlette | None = None,
 ) -> Starlette:
-    """Build the app. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`, `revocations`.
+    """Build the app of one site. What a server without ASGI's lifespan needs when it stops is in its `state`: `health`,
+    `revocations`.
 
     Sign-ins that end are counted in `sign_ins` by result. Without `passwords` there is no page about app passwords.
+    `applications` knows whose tokens are to be revoked. The app of the `main` site, which has those of the others answer for
+    their hosts (`elsewhere`), shares with them what a gateway has one of.
     """
     answers = Answers(settings, pages, returns)
     visits = Visits(settings, store)
-    revocations = Revocations(relying_party)
+    revocations = Revocations(applications or relying_party) if main is None else main.state.revocations
     parts = (settings, store, relying_party, visits, pages, answers, returns, revocations)
     sign_in = SignIn(*parts, Counter() if sign_ins is None else sign_ins, gate.organization_at)
     sign_out = SignOut(*parts)
@@ -74,8 +82,8 @@ def create_app(
     own_passwords = OwnPasswords(settings, gate, passwords, visits, pages, answers) if passwords is not None else None
     more = own_passwords.wanted_at if own_passwords is not None else None
     account = Account(settings, gate, visits, pages, answers, sessions.listed, more)
-    notices = Notices(settings, store, relying_party, passwords)
-    health = Health(store, relying_party)
+    notices = Notices(settings, store, relying_party, passwords) if main is None else main.state.notices
+    health = Health(store, relying_party) if main is None else main.state.health
     own: dict[str, Callable[[Request], object]] = {
         "": account.home,
         "/": account.home,
@@ -94,15 +102,27 @@ def create_app(
         "/backchannel-logout": notices.backchannel_logout,
         "/hooks/logto": notices.webhook,
     }
+    routes = [*_routes(settings.prefix, own, posted), *(own_passwords.routes if own_passwords is not None else ())]
+    app = _assembled(routes, gate.sites, answers, sign_in, revocations)
+    app.state.health, app.state.notices = health, notices
+    return app
+
+
+def _assembled(
+    routes: Sequence[Route], sites: Sites, answers: Answers, sign_in: SignIn, revocations: Revocations
+) -> Starlette:
+    elsewhere: dict[Site, Starlette] = {}
     app = Starlette(
-        routes=[*_routes(settings.prefix, own, posted), *(own_passwords.routes if own_passwords is not None else ())],
-        middleware=[Middleware(_Frame, answers=answers, sign_in=sign_in)],
+        routes=routes,
+        middleware=[
+            Middleware(_ByHost, sites=sites, elsewhere=elsewhere),
+            Middleware(_Frame, answers=answers, sign_in=sign_in),
+        ],
         exception_handlers={HTTPException: _Unrouted(answers)},
         lifespan=_lifespan_with(revocations),
     )
     app.router.redirect_slashes = False  # an unknown path is a 404, and nothing else is learnt from it
-    app.state.health = health
-    app.state.revocations = revocations
+    app.state.revocations, app.state.elsewhere = revocations, elsewhere
     return app
 
 
@@ -201,6 +221,21 @@ class _Unrouted:
             allow = ", ".join(sorted(name.strip() for name in (error.headers or {}).get("Allow", "").split(",")))
             return self._answers.answer(request, "method_not_allowed", 405, headers={"Allow": allow})
         return self._answers.answer(request, "not_found", 404)
+
+
+class _ByHost:
+    """Hands a request to the app of the site that its host belongs to; `elsewhere` has those of all sites but this one."""
+
+    def __init__(self, app: ASGIApp, sites: Sites, elsewhere: Mapping[Site, ASGIApp]) -> None:
+        self._app = app
+        self._sites = sites
+        self._elsewhere = elsewhere
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if self._elsewhere and scope["type"] == "http":
+            app = self._elsewhere.get(self._sites.of(scope["postern"].host), app)
+        await app(scope, receive, send)
 
 
 class _Frame:

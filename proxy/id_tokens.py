@@ -216,6 +216,14 @@ def _claims(payload: bytes) -> dict[str, Any]:
     return claims
 
 
+def audience_of(claims: Mapping[str, Any]) -> set[str]:
+    """Whom a token is for, as far as that can be read; it need not have been verified."""
+    audience = claims.get("aud")
+    if isinstance(audience, str):
+        return {audience}
+    return {item for item in audience if isinstance(item, str)} if isinstance(audience, list) else set()
+
+
 def _check_audience(claims: Mapping[str, Any], client_id: str) -> None:
     audience = claims.get("aud")
     audiences = [audience] if isinstance(audience, str) else audience

@@ -33,6 +33,7 @@ from proxy.id_tokens import (
     LEEWAY,
     BadToken,
     algorithm_of,
+    audience_of,
     check_access_token,
     check_nonce,
     number_of,
@@ -87,7 +88,7 @@ class Finished:
 
 
 class RelyingParty:
-    """The gateway as an application of Logto."""
+    """The gateway as one application of Logto."""
 
     def __init__(
         self,
@@ -97,14 +98,20 @@ class RelyingParty:
         *,
         clock: Callable[[], float] = time.time,
         transport: httpx2.AsyncBaseTransport | None = None,
+        published: Published | None = None,
     ) -> None:
-        """`once(key, ttl)` is true for the first caller within `ttl` seconds, over all workers (SessionStore.once)."""
+        """`once(key, ttl)` is true for the first caller within `ttl` seconds, over all workers (SessionStore.once).
+
+        `published`: that of another one at the same Logto, whose connections are then used, too; the other one closes them.
+        """
         self._logto = settings.logto
+        self._app_ids = settings.app_ids
         self._once = once
         self._clock = clock
         self._attempts = Attempts(settings, keyring, clock=clock)
-        self._http = LogtoHttp(settings.logto.timeout, transport)
-        self._published = Published(settings.logto, self._http, clock)
+        self._shares = published is not None
+        self.published = published or Published(settings.logto, LogtoHttp(settings.logto.timeout, transport), clock)
+        self._http = self.published.http
         self._current_core: LogtoCore | None = None
         # Never from a request's Host: that would let whoever forges it have codes sent elsewhere.
         self._callback = settings.public_url + settings.prefix + "/callback"
@@ -193,6 +200,7 @@ class RelyingParty:
             replace(renewed, for_apis=carried_over(tokens, identity, now_known, self._clock())),
             _text(claims.get("sid")),
             number_of(claims.get("auth_time")) or 0.0,
+            self._config.appId,
         )
 
     async def api_token(self, tokens: Tokens, identity: Identity, audience: Audience) -> Tokens:
@@ -226,7 +234,7 @@ class RelyingParty:
 
     async def access(self, token: str) -> AccessToken:
         """Return what an access token for an API resource says; raises BadToken, and LogtoUnavailable without Logto's keys."""
-        return await self._published.access(token)
+        return await self.published.access(token)
 
     async def logout(self, logout_token: str) -> LogoutToken:
         """Return whom `logout_token`, sent by Logto of its own accord, signs out, once.
@@ -234,7 +242,7 @@ class RelyingParty:
         Raises BadToken, also for one that has come before; LogtoUnavailable when Logto's keys cannot be had; StoreUnavailable
         when it cannot be told whether it has come before.
         """
-        logout = await self._published.logout(logout_token)
+        logout = await self.published.logout(logout_token, self._app_ids)
         # Remembered for as long as it could be used again, by its hash: its maker chose the text.
         name = hashlib.sha256(logout.jti.encode("utf-8", "surrogatepass")).hexdigest()
         if not await self._once(f"logout:{name}", logout.expires_at + LEEWAY - self._clock()):
@@ -247,8 +255,8 @@ class RelyingParty:
         With `credentials` the application's id and secret are tried too, on a token that never was: LogtoRefused when they are
         not accepted.
         """
-        metadata = await self._published.metadata.fetch()
-        keys = await self._published.keys.fetch()
+        metadata = await self.published.metadata.fetch()
+        keys = await self.published.keys.fetch()
         if credentials:
             await self._revoke(secrets.token_urlsafe(32), "refresh_token")
         algorithms = ", ".join(metadata.id_token_signing_alg_values_supported)
@@ -260,16 +268,19 @@ class RelyingParty:
 
     async def close(self) -> None:
         """Close the connections to Logto."""
-        await self._http.close()
+        if not self._shares:
+            await self._http.close()
 
     async def _core(self) -> LogtoCore:
-        metadata = await self._published.metadata.get()
+        metadata = await self.published.metadata.get()
         if self._current_core is None or self._current_core.metadata is not metadata:
-            self._current_core = LogtoCore(metadata, self._http, self._published)
+            self._current_core = LogtoCore(metadata, self._http, self.published)
         return self._current_core
 
     async def _finish(self, answer: Mapping[str, str], attempt: Attempt) -> Grant:
         core = await self._core()
+        if json.loads(attempt.session)["redirectUri"] != self._callback:  # the package compares no more than paths
+            raise SignInFailed(SignInProblem.BAD_CALLBACK, "begun for another application", return_to=attempt.return_to)
         _check_issuer(answer, core.metadata, attempt)
         if "error" in answer:
             raise _denied(answer, attempt)
@@ -295,6 +306,7 @@ class RelyingParty:
             self._tokens(response, id_token, response.refresh_token),
             _text(claims.get("sid")),
             self._signed_in_at(claims, attempt),
+            self._config.appId,
         )
 
     def _signed_in_at(self, claims: Mapping[str, Any], attempt: Attempt) -> float:
@@ -324,7 +336,7 @@ class RelyingParty:
         return client.response
 
     def _verified(self, id_token: str, access_token: str) -> dict[str, Any]:
-        claims = self._published.claims(id_token)
+        claims = self.published.claims(id_token, self._config.appId)
         check_access_token(claims, algorithm_of(id_token), access_token)
         return claims
 
@@ -367,7 +379,7 @@ class RelyingParty:
 
     async def _is_current(self, id_token: str) -> bool:
         try:
-            return await self._published.publishes_key_of(id_token)
+            return await self.published.publishes_key_of(id_token)
         except (BadToken, LogtoUnavailable):
             return False
 
@@ -411,7 +423,7 @@ def _check_continuity(claims: Mapping[str, Any], before: Mapping[str, Any]) -> N
     """A refreshed ID token goes on where the one before was (OpenID Connect Core 12.2); iss has one value only anyway."""
     if claims["sub"] != before["sub"]:
         raise BadToken("its sub is another person's")
-    if not _audience(before) <= _audience(claims):
+    if not audience_of(before) <= audience_of(claims):
         raise BadToken("its aud is another than before")
     for name in ("nonce", "auth_time"):
         if name in claims and name in before and claims[name] != before[name]:
@@ -427,11 +439,6 @@ def _merged(claims: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any
 
 def _about_the_person(claims: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in claims.items() if name not in _SECRETIVE}
-
-
-def _audience(claims: Mapping[str, Any]) -> set[str]:
-    audience = claims.get("aud", [])
-    return {audience} if isinstance(audience, str) else set(audience)
 
 
 def _text(value: Any) -> str | None:

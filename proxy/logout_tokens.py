@@ -26,6 +26,7 @@ class LogoutToken:
     sid: str | None
     jti: str
     expires_at: float  # epoch seconds
+    client_id: str = ""  # the one of our applications at Logto that it was sent to
 
 
 def read_logout_token(claims: Mapping[str, Any], *, issuer: str, client_id: str, now: float) -> LogoutToken:
@@ -49,4 +50,4 @@ def read_logout_token(claims: Mapping[str, Any], *, issuer: str, client_id: str,
     sub, sid = text_of(claims, "sub"), text_of(claims, "sid")
     if sub is None and sid is None:
         raise BadToken("it says neither sub nor sid")
-    return LogoutToken(sub, sid, jti, expires_at)
+    return LogoutToken(sub, sid, jti, expires_at, client_id)

@@ -22,6 +22,7 @@ from proxy.app_passwords import AppPasswords
 from proxy.errors import LogtoUnavailable
 from proxy.id_tokens import BadToken
 from proxy.identity import RelyingParty
+from proxy.logout_tokens import LogoutToken
 from proxy.session import SessionStore
 from proxy.settings import Settings
 from proxy.webhooks import EARLIEST, LATEST, SIGNATURE, BadWebhook, Webhook, is_signed, read_webhook
@@ -47,6 +48,8 @@ class Notices:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._key = settings.logto.webhook_key
+        self._alone = settings.alone
+        self._main = settings.logto.app_id
         self._store = store
         self._relying_party = relying_party
         self._passwords = passwords
@@ -74,12 +77,25 @@ class Notices:
             response = json_response({"error": "temporarily_unavailable"}, 503)
             response.headers["Retry-After"] = RETRY_AFTER
             return response
-        if logout.sid is not None:
-            ended = await self._store.end_sid(logout.sid, _SIGNED_OUT)
-        else:
-            ended = await self._store.end_user(logout.sub or "", _SIGNED_OUT)
+        ended = await self._end(logout)
         _audit.info(_SIGNED_OUT, extra={"user": logout.sub, "sessions": ended, "request_id": request_id})
         return Response(status_code=200)
+
+    async def _end(self, logout: LogoutToken) -> int:
+        """End what the token speaks of, and of that only what was made for the application it was sent to.
+
+        Logto tells each application for itself, with tokens that anybody may have who runs one.
+        """
+        if self._alone:
+            if logout.sid is not None:
+                return await self._store.end_sid(logout.sid, _SIGNED_OUT)
+            return await self._store.end_user(logout.sub or "", _SIGNED_OUT)
+        theirs = (logout.client_id, "") if logout.client_id == self._main else (logout.client_id,)
+        if logout.sid is not None:
+            found = await self._store.of_sid(logout.sid)
+        else:
+            found = await self._store.of_user(logout.sub or "")
+        return await self._store.end_each([it.id for it in found if it.application in theirs], _SIGNED_OUT)
 
     async def webhook(self, request: Request) -> Response:
         """POST /hooks/logto: 204 when taken, 401 for a wrong signature, 400 for what is not a fresh webhook, 413 for too much.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -31,7 +31,17 @@ from proxy.access_tokens import ACCESS_TOKEN, AccessToken, check_issued, read_ac
 from proxy.api_tokens import SHORTEST_LIFE, issued, with_token
 from proxy.claims import Audience, Tokens
 from proxy.errors import LogtoRefused, LogtoUnavailable
-from proxy.id_tokens import ID_TOKEN, LEEWAY, BadToken, KeySet, UnknownKey, check_id_token, has_key, signed_claims
+from proxy.id_tokens import (
+    ID_TOKEN,
+    LEEWAY,
+    BadToken,
+    KeySet,
+    UnknownKey,
+    audience_of,
+    check_id_token,
+    has_key,
+    signed_claims,
+)
 from proxy.lastgood import LastGood
 from proxy.logout_tokens import LOGOUT_TOKEN, LogoutToken, read_logout_token
 from proxy.logto_http import Answer, LogtoHttp, printable
@@ -96,7 +106,7 @@ class Published:
 
     def __init__(self, settings: LogtoSettings, http: LogtoHttp, clock: Callable[[], float]) -> None:
         self._settings = settings
-        self._http = http
+        self.http = http
         self._clock = clock
         self.metadata: LastGood[Metadata] = LastGood(
             "Logto's discovery", self._fetch_metadata, ttl=_METADATA_SECONDS, pause=_PAUSE_SECONDS, clock=clock
@@ -120,21 +130,25 @@ class Published:
             await self.metadata.renew()
             await self.keys.renew()
 
-    def claims(self, id_token: str) -> dict[str, Any]:
-        """Return what `id_token` says, issued by this Logto to this application and valid now; raises BadToken.
+    def claims(self, id_token: str, client_id: str) -> dict[str, Any]:
+        """Return what `id_token` says, issued by this Logto to the application `client_id` and valid now; raises BadToken.
 
         Needs no I/O, but a `prepare` before: the package verifies synchronously.
         """
         claims = self._signed(id_token, ID_TOKEN)
-        check_id_token(claims, issuer=self._settings.issuer, client_id=self._settings.app_id, now=self._clock())
+        check_id_token(claims, issuer=self._settings.issuer, client_id=client_id, now=self._clock())
         return claims
 
-    async def logout(self, token: str) -> LogoutToken:
-        """Return what a logout token says that this Logto sent to this application; raises BadToken, LogtoUnavailable."""
+    async def logout(self, token: str, client_ids: Collection[str]) -> LogoutToken:
+        """Return what a logout token says that this Logto sent to one of our applications; raises BadToken, LogtoUnavailable."""
         await self.prepare(token, LOGOUT_TOKEN)
         claims = self._signed(token, LOGOUT_TOKEN)
-        settings = self._settings
-        return read_logout_token(claims, issuer=settings.issuer, client_id=settings.app_id, now=self._clock())
+        addressed = audience_of(claims) & set(client_ids)
+        # One that names none of ours, or several, has to say by `azp` which it is for: that is judged below.
+        client_id = addressed.pop() if len(addressed) == 1 else str(claims.get("azp"))
+        if client_id not in client_ids:
+            raise BadToken("its aud is another client")
+        return read_logout_token(claims, issuer=self._settings.issuer, client_id=client_id, now=self._clock())
 
     async def access(self, token: str) -> AccessToken:
         """Return what an access token for an API resource says that this Logto issued; raises BadToken, LogtoUnavailable."""
@@ -177,7 +191,7 @@ class Published:
                     wait_jitter=0.1,
                 ):
                     with attempt:
-                        answer = await self._http.get(url, what)
+                        answer = await self.http.get(url, what)
                         if answer.status != 200:
                             raise LogtoUnavailable(f"{what}: unexpected answer with status {answer.status}")
         except TimeoutError:
@@ -255,7 +269,7 @@ class LogtoCore(OidcCore):
 
     @override
     def verifyIdToken(self, idToken: str, clientId: str) -> None:
-        self._published.claims(idToken)
+        self._published.claims(idToken, clientId)
 
     @override
     async def fetchUserInfo(self, accessToken: str) -> UserInfoResponse:

@@ -41,6 +41,8 @@ class OwnPasswords:
         self, settings: Settings, gate: Gate, passwords: AppPasswords, visits: Visits, pages: Pages, answers: Answers
     ) -> None:
         self._public_url = settings.public_url
+        self._host = settings.public_host
+        self._admits = settings.admits
         self._here = settings.prefix + "/passwords"
         self._home = settings.prefix + "/"
         self._gate = gate
@@ -100,7 +102,9 @@ class OwnPasswords:
         if visit is not None and not from_own_page(request, self._public_url):
             return self._refused(request)
         if visit is not None:
-            await self._passwords.revoke(visit.session.identity.sub, request.path_params["id"])
+            there = await self._passwords.store.of_user(visit.session.identity.sub)
+            if any(it.id == request.path_params["id"] and it.application in self._admits for it in there):
+                await self._passwords.revoke(visit.session.identity.sub, request.path_params["id"])
         return redirect(self._here, 303)
 
     async def _listed(
@@ -108,7 +112,8 @@ class OwnPasswords:
     ) -> Response:
         """The page; with a `problem` of what was `given`, which stays in the form."""
         given, locale, days = given or {}, locale_of(request), self._days()
-        rows = await self._passwords.store.of_user(visit.session.identity.sub)
+        found = await self._passwords.store.of_user(visit.session.identity.sub)
+        rows = [session for session in found if session.application in self._admits]
         form = PasswordForm(
             url=self._here,
             routes=self._routes(visit.session, call_of(request).client),
@@ -164,7 +169,7 @@ class OwnPasswords:
         except ValueError:
             address = None
         found = []
-        for route in self._gate.routes.routes:
+        for route in self._gate.routes_at(self._host):
             if route.programs is None or not route.programs.app_passwords:
                 continue
             members = self._gate.members(route.policy, session)

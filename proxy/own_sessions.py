@@ -33,6 +33,8 @@ class OwnSessions:
 
     def __init__(self, settings: Settings, store: SessionStore, visits: Visits, answers: Answers) -> None:
         self._public_url = settings.public_url
+        self._admits = settings.admits
+        self._alone = settings.alone
         self._here = settings.prefix + "/sessions"
         self._home = settings.prefix + "/"
         self._store = store
@@ -42,12 +44,16 @@ class OwnSessions:
     async def listed(self, visit: Visit, locale: Locale) -> tuple[list[SignedIn], Action | None, bool]:
         """The sessions that began last, this one first; what ends all others; whether there are more than are listed."""
         found = await self._store.of_user(visit.session.identity.sub, _SHOWN + 1)
-        others = [session for session in found if session.id != visit.session.id]
-        more = len(others) >= _SHOWN
+        others = [session for session in found if session.id != visit.session.id and self._is_ours(session)]
+        more = len(found) > _SHOWN
         rows = [self._row(visit.session, locale, current=True)]
         rows += [self._row(session, locale) for session in others[: _SHOWN - 1]]
         end_others = Action("action.end_others", self._here + "/end-others", post=True) if others else None
         return rows, end_others, more
+
+    def _is_ours(self, session: Session) -> bool:
+        """Whether a session is this site's: what an app on one application's hosts can show and end stays among those."""
+        return session.application in self._admits
 
     def _row(self, session: Session, locale: Locale, *, current: bool = False) -> SignedIn:
         return SignedIn(
@@ -68,7 +74,7 @@ class OwnSessions:
         if session_id == visit.session.id:
             return redirect(self._answers.prefix + "/sign-out", 303)  # there is more to that, and a page that asks
         session = await self._store.find(session_id)
-        if session is not None and session.identity.sub == visit.session.identity.sub:
+        if session is not None and session.identity.sub == visit.session.identity.sub and self._is_ours(session):
             await self._store.end(session_id, "ended by its owner, from another session")
             _log.info("session %s was ended by its owner", session_id, extra=_where(request, visit))
         # What was not there, or was not theirs, looks the same: the list, without it.
@@ -81,7 +87,12 @@ class OwnSessions:
         if refusal is not None or visit is None:
             return refusal or redirect(self._home, 303)
         sub, own = visit.session.identity.sub, visit.session.id
-        count = await self._store.end_user(sub, "ended by its owner, with all others", spare=own)
+        why = "ended by its owner, with all others"
+        if self._alone:
+            count = await self._store.end_user(sub, why, spare=own)
+        else:
+            ids = [it.id for it in await self._store.of_user(sub) if it.id != own and self._is_ours(it)]
+            count = await self._store.end_each(ids, why)
         _log.info("%d sessions were ended by their owner", count, extra=_where(request, visit))
         return redirect(self._home, 303)
 

@@ -35,6 +35,7 @@ from proxy.headers import RouteHeaders
 from proxy.http1 import HeadLimits, RequestHead
 from proxy.pool import Pool, Upstreams
 from proxy.routes import Route
+from proxy.session import Session
 from proxy.settings import LimitSettings
 from proxy.tunnel import ClientTunnel
 
@@ -66,9 +67,9 @@ class Plan:
     limits: LimitSettings
     head_limits: HeadLimits
     public_scheme: str
-    own_url: str  # public_url with the gateway's prefix
+    own_url: Callable[[str], str]  # for a host: the public URL there, with the gateway's prefix
     auth_path: bytes  # where other proxies ask
-    tokens_of: Callable[[RequestHead], Awaitable[Tokens | None]]
+    tokens_of: Callable[[RequestHead, Session], Awaitable[Tokens | None]]
 
 
 def lanes(upstreams: Upstreams, headers: Mapping[Route, RouteHeaders], limits: LimitSettings) -> dict[Route, Lane]:

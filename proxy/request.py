@@ -167,7 +167,7 @@ class Request:
     @property
     def sign_out(self) -> bytes:
         """Where the gateway signs people out."""
-        return f"{self._plan.own_url}/sign-out".encode()
+        return f"{self._plan.own_url(self.origin.name)}/sign-out".encode()
 
     def rests_on(self, session_ids: frozenset[str]) -> bool:
         """Whether an upstream is serving this request because of one of those sessions."""
@@ -187,12 +187,16 @@ class Request:
         It must neither idle away under somebody's hands nor miss the renewal that would tell that they may not go on.
         """
         session = self.verdict.session if self.verdict is not None else None
-        if session is not None and session.via == "cookie" and not self._relay.plan.gate.use(self.head):
+        if (
+            session is not None
+            and session.via == "cookie"
+            and not self._relay.plan.gate.use(self.head, self.origin.name)
+        ):
             self._relay.keep(asyncio.get_running_loop().create_task(self._look_up()))
 
     async def _look_up(self) -> None:
         with suppress(StoreUnavailable):  # the next look will do
-            await self._relay.plan.gate.session_of(self.head.values.get(b"cookie"))
+            await self._relay.plan.gate.session_of(self.head.values.get(b"cookie"), self.origin.name)
 
     def _shut_out(self, session: Session) -> bool:
         """Whether the person has lost, at Logto or in a Discord guild, what an answer or a tunnel under way was granted for."""
@@ -265,7 +269,7 @@ class Request:
         renew_at, block = session.blocks.get(verdict.told, _NO_BLOCK)
         if renew_at < self._relay.now:
             if lane.headers.needs_tokens and session.via == "cookie":
-                self._later(self._act_with_tokens(lane, verdict))
+                self._later(self._act_with_tokens(lane, verdict, session))
                 return
             self._make_room(session)
             block = lane.headers.identity_block(verdict.identity, None)
@@ -288,13 +292,13 @@ class Request:
         elif verdict.kind is Kind.PASS and verdict.route is not None:
             headers = self._plan.lanes[verdict.route].headers
             if headers.needs_tokens and verdict.session is not None and verdict.session.via == "cookie":
-                self._later(self._tell_with_tokens(headers, verdict))
+                self._later(self._tell_with_tokens(headers, verdict, verdict.session))
             else:
                 self._tell(self._answer_block(headers, verdict))
         elif asked.dialect is Dialect.NGINX:
             connection, call = self._answering(), self._call(verdict)
             persistence = connection.persistence(self.head.minor)
-            sign_in = f"{self._plan.own_url}/sign-in"
+            sign_in = f"{self._plan.own_url(asked.host)}/sign-in"
             answer = refused_for_nginx(
                 verdict, asked.head.values, sign_in, call.url, connection.date, self.id, persistence
             )
@@ -317,9 +321,9 @@ class Request:
             session.blocks[key] = (self._relay.now + headers.block_seconds, block)
         return block
 
-    async def _tell_with_tokens(self, headers: RouteHeaders, verdict: Verdict) -> None:
+    async def _tell_with_tokens(self, headers: RouteHeaders, verdict: Verdict, session: Session) -> None:
         try:
-            tokens = await self._plan.tokens_of(self.head)
+            tokens = await self._plan.tokens_of(self.head, session)
         except StoreUnavailable as error:
             self._task = None
             self.answer(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
@@ -355,9 +359,9 @@ class Request:
             return False
         return True
 
-    async def _act_with_tokens(self, lane: Lane, verdict: Verdict) -> None:
+    async def _act_with_tokens(self, lane: Lane, verdict: Verdict, session: Session) -> None:
         try:
-            tokens = await self._plan.tokens_of(self.head)
+            tokens = await self._plan.tokens_of(self.head, session)
             if tokens is None:  # the session has ended since it was judged
                 verdict = await self._plan.gate.judge_later(self.head, self.origin.name, self.origin.address)
         except StoreUnavailable as error:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from proxy.addresses import ENDPOINT, LISTEN, Listen
+from proxy.addresses import ENDPOINT, LISTEN, PUBLIC_URL, ROUTE_HOST, Listen
 from proxy.notation import (
     DOMAIN,
     DURATION,
@@ -84,6 +84,32 @@ class Tls(Section):
     key: Annotated[Path, _FILE] = Field(description="Its private key, PEM.")
 
 
+def _without_dot(value: Any) -> Any:
+    return value.removeprefix(".") if isinstance(value, str) else value  # RFC 6265 5.2.3
+
+
+_CookieDomain = Annotated[str, optional(DOMAIN, ""), BeforeValidator(_without_dot)]
+
+
+class ApplicationSettings(Section):
+    """Another application at the same Logto, with hosts of its own."""
+
+    hosts: tuple[Annotated[str, ROUTE_HOST], ...] = Field(
+        min_length=1,
+        description='Hosts whose people sign in to this application: exact, or `"*.example.com"`. A session made there opens '
+        "no other host.",
+    )
+    public_url: Annotated[str, optional(PUBLIC_URL, "")] = written(
+        "",
+        "Where its sign-ins come back to, on one of `hosts`. Default: `public_url` with the first host that is exact.",
+    )
+    cookie_domain: _CookieDomain = written(
+        "", "As `session.cookie.domain`, for its hosts. Default: the host of its `public_url` alone."
+    )
+    app_id: Annotated[str, _APP_ID] = Field(description="The application's id.")
+    app_secret: Annotated[SecretStr, _APP_SECRET] = Field(description="The application's secret.")
+
+
 class LogtoSettings(Section):
     """Where Logto is, and which of its applications the gateway is."""
 
@@ -120,6 +146,7 @@ class LogtoSettings(Section):
     webhook_key: Annotated[SecretStr | None, _WEBHOOK_KEY] = written(
         None, "Signing key of Logto's webhook to `/hooks/logto` below `prefix`. Default: none, and no webhook is taken."
     )
+    application: tuple[ApplicationSettings, ...] = written((), "Further applications, by host.")
 
     @field_validator("internal_endpoint")
     @classmethod
@@ -165,17 +192,12 @@ class CookieSettings(Section):
     """The session cookie."""
 
     name: Annotated[str, _COOKIE_NAME] = written("postern", "Its name, less the `__Host-` prefix.")
-    domain: Annotated[str, optional(DOMAIN, "")] = written(
+    domain: _CookieDomain = written(
         "", "Share the session with every host below this domain. Default: the host of `public_url` alone."
     )
     same_site: Annotated[Literal["lax", "strict", "none"], choice("lax", "strict", "none")] = written(
         "lax", "When browsers send it along from other sites."
     )
-
-    @field_validator("domain", mode="before")
-    @classmethod
-    def _without_dot(cls, value: Any) -> Any:
-        return value.removeprefix(".") if isinstance(value, str) else value  # RFC 6265 5.2.3
 
 
 class SessionSettings(Section):

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from proxy import cookies
 from proxy.accesslog import AccessLog
 from proxy.app_passwords import AppPasswords
+from proxy.applications import Applications
 from proxy.assertion import signer_of
 from proxy.bearer import BearerTokens
 from proxy.claims import Tokens
@@ -44,8 +45,10 @@ from proxy.renewal import Renewals
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.server import Server
-from proxy.session import SessionStore, bounds_of, cookie_name, open_store
+from proxy.session import Session, SessionStore, bounds_of, open_store
+from proxy.session_codec import cookie_id
 from proxy.settings import Settings
+from proxy.sites import Site, Sites
 
 if TYPE_CHECKING:
     from proxy.tracing import Tracer
@@ -62,7 +65,7 @@ class Front:
     """What the settings make of the gateway: replaced as a whole when they are read again."""
 
     settings: Settings
-    relying_party: RelyingParty
+    applications: Applications
     gate: Gate
     app: Starlette
     plan: Plan
@@ -94,8 +97,8 @@ class Gateway:
 
     @property
     def relying_party(self) -> RelyingParty:
-        """The gateway as an application of Logto."""
-        return self.front.relying_party
+        """The gateway as the application of Logto that `logto.app_id` names."""
+        return self.front.applications.main
 
     @property
     def gate(self) -> Gate:
@@ -127,7 +130,7 @@ class Gateway:
             (server for route in front.gate.routes.routes for server in route.servers), settings.limits.connect_timeout
         )
         self.front = front
-        self.renewals.refresh = front.relying_party.refresh
+        self.renewals.refresh = front.applications.refresh
         self.relay.plan = front.plan
         front.app.state.health.draining = old.app.state.health.draining
         self._retired[old] = asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._let_go, old)
@@ -172,8 +175,8 @@ class Gateway:
     async def _leave(front: Front, *others: Front) -> None:
         """Let go of what `front` has to itself; what it shares with `others` goes with the last of them."""
         await front.app.state.revocations.drain(REVOKE_SECONDS)
-        if all(front.relying_party is not other.relying_party for other in others):
-            await front.relying_party.close()
+        if all(front.applications is not other.applications for other in others):
+            await front.applications.close()
         if front.discord is not None and all(front.discord is not other.discord for other in others):
             await front.discord.close()
 
@@ -197,7 +200,7 @@ def build(settings: Settings) -> Gateway:
     store.on_vouched(passwords.vouched)
     passwords.store.on_end(relay.session_ended)
     renewals = Renewals(store)
-    renewals.refresh = front.relying_party.refresh
+    renewals.refresh = front.applications.refresh
     gateway = Gateway(front, keyring, store, passwords, renewals, upstreams, relay, log, place, sign_ins)
     store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))  # noqa: PLW0108 -- the app may be another by then
     return gateway
@@ -225,19 +228,17 @@ def _front(
     """The front that `settings` make, with what can be kept of the `old` one. Raises CannotServe."""
     tls = server_tls(settings.tls)
     if old is not None and _asked_of_logto(settings) == _asked_of_logto(old.settings):
-        relying_party = old.relying_party  # with the keys of Logto's that it knows
+        applications = old.applications  # with the keys of Logto's that they know
     else:
-        relying_party = RelyingParty(settings, keyring, store.once)
+        applications = Applications(Sites(settings), keyring, store.once)
     routes = RouteTable.from_settings(settings)
     discord = _discord(settings, routes, store, keyring, old)
     verifiers: dict[Scheme, Verifier] = {
-        Scheme.BEARER: BearerTokens(relying_party.access),
+        Scheme.BEARER: BearerTokens(applications.main.access),
         Scheme.PASSWORD: passwords,
     }
     gate = Gate(settings, routes, store, discord, verifiers)
-    returns = ReturnPaths(settings.public_url, routes.knows, settings.prefix)
-    pages = Pages.from_settings(settings)
-    app = create_app(settings, gate, store, relying_party, pages, returns, sign_ins, passwords)
+    app = _app_of(gate, store, applications, sign_ins, passwords)
     limits = settings.limits
     plan = Plan(
         gate=gate,
@@ -247,11 +248,35 @@ def _front(
         limits=limits,
         head_limits=HeadLimits(limits.head_bytes, limits.uri_bytes, limits.header_count),
         public_scheme=settings.public_url.partition("://")[0],
-        own_url=settings.public_url + settings.prefix,
+        own_url=lambda host: gate.sites.of(host).own_url,
         auth_path=f"{settings.prefix}/auth".encode(),
-        tokens_of=_tokens_of(settings, store),
+        tokens_of=_tokens_of(gate.sites, store),
     )
-    return Front(settings, relying_party, gate, app, plan, tls, discord)
+    return Front(settings, applications, gate, app, plan, tls, discord)
+
+
+def _app_of(
+    gate: Gate, store: SessionStore, applications: Applications, sign_ins: Counter[str], passwords: AppPasswords
+) -> Starlette:
+    """What the gateway answers itself: the main site's app, which has those of the others answer for their hosts."""
+
+    def app_of(site: Site, main: Starlette | None = None) -> Starlette:
+        party, pages = applications.at(site), Pages.from_settings(site.settings)
+        parts = (site.settings, gate, store, party, pages, _returns(site, gate), sign_ins, passwords)
+        return create_app(*parts, applications=applications, main=main)
+
+    main = app_of(gate.sites.main)
+    main.state.elsewhere.update((site, app_of(site, main)) for site in gate.sites.others)
+    return main
+
+
+def _returns(site: Site, gate: Gate) -> ReturnPaths:
+    """Where a sign-in on `site` may lead back to: where its own session counts, and nowhere else."""
+
+    def ours(host: str) -> bool:
+        return gate.sites.of(host) is site and (site is not gate.sites.main or gate.routes.knows(host))
+
+    return ReturnPaths(site.settings.public_url, ours, site.settings.prefix)
 
 
 def _discord(
@@ -271,7 +296,8 @@ def _discord(
 
 def _asked_of_logto(settings: Settings) -> tuple[object, ...]:
     """Whatever the relying party is made of."""
-    return settings.logto, settings.public_url, settings.prefix, settings.session.cookie, settings.times_sign_ins
+    asked = settings.logto, settings.public_url, settings.prefix, settings.session.cookie
+    return *asked, settings.times_sign_ins, settings.scopes
 
 
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:
@@ -281,12 +307,16 @@ def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHead
     return {route: RouteHeaders(settings, route, names, signer) for route in routes.routes}
 
 
-def _tokens_of(settings: Settings, store: SessionStore) -> Callable[[RequestHead], Coroutine[Any, Any, Tokens | None]]:
-    name = cookie_name(settings).encode()
+def _tokens_of(
+    sites: Sites, store: SessionStore
+) -> Callable[[RequestHead, Session], Coroutine[Any, Any, Tokens | None]]:
+    names = tuple(dict.fromkeys(site.cookie for site in (sites.main, *sites.others)))
 
-    async def tokens_of(head: RequestHead) -> Tokens | None:
-        for value in cookies.find_all(head.values.get(b"cookie", b""), name):
-            tokens = await store.tokens(value.decode("ascii", "replace"))
+    async def tokens_of(head: RequestHead, session: Session) -> Tokens | None:
+        header = head.values.get(b"cookie", b"")
+        for value in (value.decode("ascii", "replace") for name in names for value in cookies.find_all(header, name)):
+            # Of that session only: another cookie may be another application's.
+            tokens = await store.tokens(value) if cookie_id(value) == session.id else None
             if tokens is not None:
                 return tokens
         return None

@@ -120,7 +120,7 @@ class MemoryStore(SessionStore):
         recheck = self.bounds.recheck
         session = new_session(holder, grant, now, self._lifetime, browser=browser, address=address, recheck=recheck)
         self._put(holder, session, grant.tokens)
-        self._vouched(session.identity)
+        self._vouched(session)
         return session, holder.cookie
 
     def _put(self, holder: Holder, session: Session, tokens: Tokens | None) -> None:
@@ -147,7 +147,7 @@ class MemoryStore(SessionStore):
             self._indexes.setdefault(index, {})[session.id] = found
         found.tokens = grant.tokens
         found.quiet_until = 0.0
-        self._vouched(session.identity)
+        self._vouched(session)
         return session
 
     @override

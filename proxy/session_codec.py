@@ -86,6 +86,7 @@ class Session:
     signed_in_at: float
     browser: str  # User-Agent at the sign-in
     address: str  # client address at the sign-in
+    application: str = ""  # the id of the application at Logto it was made for; "": before there could be several
     renew_at: float = _NEVER  # from then on its tokens should be renewed; nobody waits for it
     fresh_until: float = _NEVER  # from then on who wants in waits for the renewal
     via: Literal["cookie", "bearer", "password"] = "cookie"  # by what its holder is known; never kept
@@ -108,6 +109,7 @@ class Session:
             self.identity = other.identity
             self.blocks.clear()
         self.sid = other.sid
+        self.application = other.application
         self.created_at = other.created_at
         self.seen_at = max(self.seen_at, other.seen_at)
         self.expires_at = other.expires_at
@@ -172,6 +174,7 @@ def encode_session(ring: KeyRing, session: Session, proof: str, kind: Kind = SES
         "who": _identity_fields(session.identity),
         "sid": session.sid,
         "times": [None if time == _NEVER else time for time in times],
+        "app": session.application,
         "browser": session.browser,
         "address": session.address,
         "proof": proof,
@@ -214,6 +217,7 @@ def decode_record(
             signed_in_at=signed_in_at,
             browser=str(body["browser"]),
             address=str(body["address"]),
+            application=_optional_text(body.get("app")) or "",
             renew_at=renew_at,
             fresh_until=fresh_until,
             via="cookie" if errand is None else "password",

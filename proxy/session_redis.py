@@ -179,7 +179,7 @@ class RedisStore(SessionStore):
         # The indexes first: a session on none of them could not be found to be ended.
         await all_of(self._records.index(key, holder.id, session.expires_at, now) for key in indexes_of(session))
         await self._records.create(holder.id, stored, tokens, now, self._ttl(session, now))
-        self._vouched(session.identity)
+        self._vouched(session)
         return self._cache.adopt(session), holder.cookie
 
     @override
@@ -206,7 +206,7 @@ class RedisStore(SessionStore):
             return None
         # As will be reported in a moment: whoever waited for this must not meet the old one until then.
         self._cache.changed(holder.id)
-        self._vouched(session.identity)
+        self._vouched(session)
         return self._cache.adopt(session) if replaced else await self.read(cookie)
 
     @override

@@ -70,7 +70,7 @@ class SessionStore(ABC):
         self._on_end: list[Callable[[str], None]] = []
         self._on_due: list[Callable[[str, Session], None]] = []
         self._on_leftover: list[Callable[[Tokens], None]] = []
-        self._on_vouched: list[Callable[[Identity], None]] = []
+        self._on_vouched: list[Callable[[Identity, str], None]] = []
 
     def alive(self, session: Session) -> bool:
         """Whether a session counts now: it has neither come to its end nor been idle for too long."""
@@ -211,8 +211,8 @@ class SessionStore(ABC):
         """Have `callback` called with tokens whose session has ended without them: they should be revoked."""
         self._on_leftover.append(callback)
 
-    def on_vouched(self, callback: Callable[[Identity], None]) -> None:
-        """Have `callback` called with who somebody is, when Logto has just said so and a session here goes by it."""
+    def on_vouched(self, callback: Callable[[Identity, str], None]) -> None:
+        """Have `callback` called with who somebody is, when Logto has just said so, for a session here and its application."""
         self._on_vouched.append(callback)
 
     def _ended(self, session_id: str) -> None:
@@ -225,8 +225,8 @@ class SessionStore(ABC):
         """Have tokens revoked that no session has (any more)."""
         _tell(self._on_leftover, tokens)
 
-    def _vouched(self, identity: Identity) -> None:
-        _tell(self._on_vouched, identity)
+    def _vouched(self, session: Session) -> None:
+        _tell(self._on_vouched, session.identity, session.application)
 
 
 def _tell(callbacks: Sequence[Callable[..., None]], *news: object) -> None:
@@ -259,6 +259,7 @@ def new_session(
         signed_in_at=grant.signed_in_at,
         browser=browser[:_BROWSER_CHARS],
         address=address,
+        application=grant.application,
         renew_at=renew_at,
         fresh_until=fresh_until,
     )
@@ -279,6 +280,7 @@ def refreshed(old: Session, grant: Grant, now: float, recheck: float = math.inf)
         signed_in_at=old.signed_in_at,
         browser=old.browser,
         address=old.address,
+        application=old.application,
         renew_at=renew_at,
         fresh_until=fresh_until,
     )

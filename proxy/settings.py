@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from proxy.addresses import LISTEN, PUBLIC_URL, Listen, parse_url
+from proxy.addresses import LISTEN, PUBLIC_URL, Listen, default_url, parse_url
 from proxy.consistency import contradictions
 from proxy.header_settings import CommonHeaders, CommonResponse, HeaderSettings, ResponseSettings
 from proxy.notation import NETWORK, PREFIX, choice, count, is_loopback, one_or_more, secret
@@ -25,6 +25,7 @@ from proxy.problems import Place, Problem, SettingsError, problems_in
 from proxy.reference import json_schema, table
 from proxy.route_settings import RouteSettings, RuleSettings
 from proxy.sections import (
+    ApplicationSettings,
     AppPasswordSettings,
     CookieSettings,
     DiscordSettings,
@@ -43,8 +44,9 @@ from proxy.sources import CONFIG, EnvironmentSource, FileSource
 from proxy.tree import UPSTREAM
 
 __all__ = [
-    "AppPasswordSettings", "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings", "IdentitySettings",
-    "LimitSettings", "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem", "ResponseSettings", "RouteSettings",
+    "AppPasswordSettings", "ApplicationSettings", "CookieSettings", "DiscordSettings", "DrainSettings", "HeaderSettings",
+    "IdentitySettings", "LimitSettings", "Listen", "LogSettings", "LogtoSettings", "MetricsSettings", "Problem",
+    "ResponseSettings", "RouteSettings",
     "RuleSettings", "SessionSettings", "Settings", "SettingsError", "Tls", "TracingSettings", "load", "reference", "schema",
 ]  # fmt: skip
 
@@ -116,6 +118,7 @@ class Settings(BaseSettings):
     route: tuple[RouteSettings, ...] = Field(min_length=1, description="The routes.")
 
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _whole: Settings | None = PrivateAttr(default=None)  # of which these are those of one application
 
     @classmethod
     def settings_customise_sources(
@@ -137,10 +140,41 @@ class Settings(BaseSettings):
     @property
     def seal_secrets(self) -> tuple[bytes, ...]:
         """The secrets for the key ring. Without any, one derived from the application's secret (RFC 5869)."""
+        if self._whole is not None:
+            return self._whole.seal_secrets
         if self.secret:
             return tuple(item.get_secret_value().encode() for item in self.secret)
         derive = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"postern seal secret")
         return (derive.derive(self.logto.app_secret.get_secret_value().encode()),)
+
+    def of(self, application: ApplicationSettings) -> Settings:
+        """These settings as they are for one of `logto.application`, as if it were the only one. What seals is the same."""
+        cookie = self.session.cookie.model_copy(update={"domain": application.cookie_domain})
+        own = {"app_id": application.app_id, "app_secret": application.app_secret, "application": ()}
+        settings = self.model_copy(
+            update={
+                "public_url": application.public_url or default_url(parse_url(self.public_url), application.hosts),
+                "logto": self.logto.model_copy(update=own),
+                "session": self.session.model_copy(update={"cookie": cookie}),
+            }
+        )
+        settings._whole = self  # noqa: SLF001 -- ours
+        return settings
+
+    @property
+    def alone(self) -> bool:
+        """Whether the gateway has one application and no other."""
+        return self._whole is None and not self.logto.application
+
+    @property
+    def app_ids(self) -> frozenset[str]:
+        """The ids of all applications."""
+        return frozenset((self.logto.app_id, *(application.app_id for application in self.logto.application)))
+
+    @property
+    def admits(self) -> frozenset[str]:
+        """The applications whose sessions count under these settings: the one. Those from before there were several have none."""
+        return frozenset((self.logto.app_id,) if self._whole is not None else (self.logto.app_id, ""))
 
     @property
     def https(self) -> bool:

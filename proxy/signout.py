@@ -20,6 +20,7 @@ from starlette.responses import Response
 from proxy import cookies
 from proxy.account import Visit, Visits
 from proxy.answers import Answers, account_fact, call_of, locale_of, redirect
+from proxy.applications import Applications
 from proxy.claims import Tokens
 from proxy.errors import LogtoRefused, LogtoUnavailable
 from proxy.identity import RelyingParty
@@ -41,7 +42,7 @@ _REMEMBERED_BYTES: Final = 2048  # a cookie may have 4096 (RFC 6265 6.1), this p
 class Revocations:
     """Hands refresh tokens back to Logto without letting anybody wait for it."""
 
-    def __init__(self, relying_party: RelyingParty) -> None:
+    def __init__(self, relying_party: RelyingParty | Applications) -> None:
         self._relying_party = relying_party
         self._running: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks only weakly
 

@@ -80,6 +80,7 @@ class Code:
     redirect_uri: str
     nonce: str
     scope: str
+    client: str
     used: bool = False
 
 
@@ -104,6 +105,8 @@ class LyingProvider:
     asked: list[Asked] = field(default_factory=list)
     codes: dict[str, Code] = field(default_factory=dict)
     grants: dict[str, str] = field(default_factory=dict)  # refresh token -> nonce
+    clients: dict[str, str] = field(default_factory=lambda: {CLIENT_ID: CLIENT_SECRET})  # application -> its secret
+    owners: dict[str, str] = field(default_factory=dict)  # refresh token -> the application that has it
     now: float = 1_795_213_000.0
     port: int = 0
 
@@ -126,15 +129,18 @@ class LyingProvider:
         """Play browser and person: the callback's query that an authorization request leads to; None removes."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         code = secrets.token_urlsafe(32)
-        self.codes[code] = Code(asked["code_challenge"], asked["redirect_uri"], asked["nonce"], asked["scope"])
+        assert asked["client_id"] in self.clients
+        self.codes[code] = Code(
+            asked["code_challenge"], asked["redirect_uri"], asked["nonce"], asked["scope"], asked["client_id"]
+        )
         answer: dict[str, str | None] = {"code": code, "state": asked["state"], "iss": self.issuer}
         return urlencode({name: value for name, value in (answer | changes).items() if value is not None})
 
-    def id_token(self, nonce: str | None) -> str:
+    def id_token(self, nonce: str | None, client: str = CLIENT_ID) -> str:
         claims = {
             "sub": SUB, "name": "alice", "picture": None, "updated_at": 1795213041315, "username": None,
             "created_at": 1795212883487, "email": "alice@example.test", "email_verified": True, "roles": [],
-            "organizations": [], "organization_roles": [], "nonce": nonce, "sid": "76BL0dWwSTcHBqCG", "aud": CLIENT_ID,
+            "organizations": [], "organization_roles": [], "nonce": nonce, "sid": "76BL0dWwSTcHBqCG", "aud": client,
             "exp": int(self.now) + 3600, "iat": int(self.now), "iss": self.issuer,
         } | self.claims  # fmt: skip
         claims = {name: value for name, value in claims.items() if value is not ...}
@@ -192,7 +198,7 @@ class LyingProvider:
         if asked.path == "/oidc/me":
             return 200, self._info()
         if asked.path == "/oidc/token/revocation":
-            good = asked.form.get("client_secret") == CLIENT_SECRET
+            good = asked.form.get("client_secret") == self.clients.get(asked.form.get("client_id", ""))
             return (200, b"") if good else (401, oauth_error("invalid_client", "client authentication failed"))
         return 404, oauth_error("invalid_request", "unrecognized route or not allowed method")
 
@@ -226,28 +232,31 @@ class LyingProvider:
         return {name: value for name, value in info.items() if value is not ...}
 
     def _token(self, form: dict[str, str]) -> Reply:
-        if form.get("client_secret") != CLIENT_SECRET or form.get("client_id") != CLIENT_ID:
+        client = form.get("client_id", "")
+        if client not in self.clients or form.get("client_secret") != self.clients[client]:
             return 401, oauth_error("invalid_client", "client authentication failed")
         if form["grant_type"] == "refresh_token":
             nonce = self.grants.get(form["refresh_token"])
-            if nonce is None:
+            if nonce is None or self.owners.get(form["refresh_token"], client) != client:
                 return 400, oauth_error("invalid_grant", "grant request is invalid")
-            return 200, self._tokens(nonce, form["refresh_token"])
+            return 200, self._tokens(nonce, form["refresh_token"], client)
         code = self.codes.get(form["code"])
         verifier = form.get("code_verifier", "").encode()
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier).digest()).decode().rstrip("=")
-        if code is None or code.used or code.challenge != challenge or code.redirect_uri != form["redirect_uri"]:
+        if code is None or code.used or code.challenge != challenge or code.client != client:
+            return 400, oauth_error("invalid_grant", "grant request is invalid")
+        if code.redirect_uri != form["redirect_uri"]:
             return 400, oauth_error("invalid_grant", "grant request is invalid")
         code.used = True
         refresh_token = secrets.token_urlsafe(32)
-        self.grants[refresh_token] = code.nonce
-        return 200, self._tokens(code.nonce, refresh_token)
+        self.grants[refresh_token], self.owners[refresh_token] = code.nonce, client
+        return 200, self._tokens(code.nonce, refresh_token, client)
 
-    def _tokens(self, nonce: str, refresh_token: str) -> dict[str, Any]:
+    def _tokens(self, nonce: str, refresh_token: str, client: str) -> dict[str, Any]:
         answer = {
             "access_token": secrets.token_urlsafe(32),
             "expires_in": 3600,
-            "id_token": self.id_token(nonce),
+            "id_token": self.id_token(nonce, client),
             "refresh_token": refresh_token,
             "scope": "openid offline_access profile",
             "token_type": "Bearer",

@@ -12,6 +12,7 @@ from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SandboxConfig
 from proxy.sandbox.run import running_logto
 from proxy.settings import load
 from tests.discord_stand import GUILD, OTHER_GUILD, TOKEN, Clock, DiscordStand
+from tests.lying_provider import CLIENT_ID, CLIENT_SECRET, LyingProvider
 from tests.redis_server import RedisServer
 
 
@@ -98,6 +99,31 @@ def test_what_is_opened_beside_a_route_is_no_route_to_be_checked() -> None:
     assert list(doubtful_rules(load(Path(os.devnull), environ))) == []
     names = [finding.what for finding in asyncio.run(findings(**environ))]
     assert sum(name.startswith("upstream") for name in names) == 1
+
+
+def test_each_application_is_tried_with_its_secret() -> None:
+    async def look() -> list[Finding]:
+        logto = LyingProvider(clients={CLIENT_ID: CLIENT_SECRET, "one": "secret-of-one", "two": "secret-of-two"})
+        async with logto.running():
+            return await findings(
+                LOGTO_ENDPOINT=logto.url,
+                LOGTO_APP_ID=CLIENT_ID,
+                LOGTO_APP_SECRET=CLIENT_SECRET,
+                POSTERN_LOGTO__APPLICATION__0__HOSTS="a.example.com",
+                POSTERN_LOGTO__APPLICATION__0__APP_ID="one",
+                POSTERN_LOGTO__APPLICATION__0__APP_SECRET="secret-of-one",
+                POSTERN_LOGTO__APPLICATION__1__HOSTS="b.example.com",
+                POSTERN_LOGTO__APPLICATION__1__APP_ID="two",
+                POSTERN_LOGTO__APPLICATION__1__APP_SECRET="another",
+                POSTERN_UPSTREAM="http://127.0.0.1:9",
+            )
+
+    _, main, one, two, _ = asyncio.run(look())
+    assert (main.ok, one.ok, two.ok) == (True, True, False)
+    assert one.what == "logto.application[0], for a.example.com"
+    assert one.outcome == "its redirect URI is http://a.example.com:3000/.postern/callback"
+    assert "logto.application[1].app_secret" in two.remedy
+    assert "another" not in repr(two)
 
 
 def test_a_logto_with_another_issuer_is_named() -> None:

@@ -140,3 +140,119 @@ def test_contradictions(text: str, expected: list[str]) -> None:
 )
 def test_what_cannot_be_read_contradicts_nothing(text: str) -> None:
     assert found(text) == []
+
+
+def applications(*tables: str, public: str = PUBLIC, more: str = "") -> str:
+    """Settings with further applications, whose ids are `one`, `two`, … unless they say otherwise."""
+    names = ("one", "two", "three")
+    headed = [
+        f"[[logto.application]]\n{table}\n" + ("" if "app_id" in table else f'app_id = "{name}"\n')
+        for name, table in zip(names, tables, strict=False)
+    ]
+    return public + '[logto]\napp_id = "main"\n' + "".join(headed) + more
+
+
+ITS_DOMAIN = "logto.application[0].cookie_domain: "
+TAKEN = (
+    "logto.application[0].hosts: takes apps.example.com, the host of public_url; "
+    "hosts that sign-ins of logto.app_id do not come back to"
+)
+FAR = "logto.application[{}].hosts[{}]: the session cookie of {} does not get there; a host below its cookie_domain, or {}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (applications('hosts = ["a.example.com"]'), []),
+        (applications('hosts = ["A.Example.com"]\npublic_url = "https://a.example.com"'), []),
+        (applications('hosts = ["a.example.org", "b.example.org"]\ncookie_domain = ".example.org"'), []),
+        (
+            applications('hosts = ["*.b.test"]\npublic_url = "https://x.b.test:8443"\ncookie_domain = "b.test"'),
+            [],
+        ),
+        # the cookie has to get everywhere
+        (
+            applications('hosts = ["a.example.org", "b.example.org"]'),
+            [FAR.format(0, 1, "a.example.org", "a.example.org")],
+        ),
+        (
+            applications('hosts = ["a.test", "*.a.test"]\ncookie_domain = "x.a.test"'),
+            [
+                ITS_DOMAIN + "does not hold the host of public_url, a.test; that host or a domain it is in",
+                FAR.format(0, 0, "x.a.test", "a.test"),
+                FAR.format(0, 1, "x.a.test", "a.test"),
+            ],
+        ),
+        (
+            applications('hosts = ["a.test"]\ncookie_domain = "test"'),
+            [
+                ITS_DOMAIN + "is no domain that browsers accept for a cookie; a domain of two labels or more",
+            ],
+        ),
+        # a public URL of one of its own hosts, over the same scheme
+        (
+            applications('hosts = ["*.b.test"]\ncookie_domain = "b.test"'),
+            ["logto.application[0].public_url: is missing, and no one of hosts is exact; a URL of one of its hosts"],
+        ),
+        (
+            applications('hosts = ["a.test"]\npublic_url = "https://b.test"'),
+            [
+                "logto.application[0].public_url: its host, b.test, is none of hosts; a URL of one of its hosts",
+                FAR.format(0, 0, "b.test", "b.test"),
+            ],
+        ),
+        (
+            applications('hosts = ["a.test"]\npublic_url = "http://a.test"'),
+            ["logto.application[0].public_url: is not https, as the public_url of the gateway is; the same scheme"],
+        ),
+        # whose host is whose
+        (
+            applications('hosts = ["a.test"]', 'hosts = ["a.test"]'),
+            ["logto.application[1].hosts[0]: logto.application[0] has this host; hosts that no other application has"],
+        ),
+        (
+            applications('hosts = ["apps.example.com"]'),
+            [
+                TAKEN,
+            ],
+        ),
+        (
+            applications('hosts = ["example.com", "*.example.com"]\ncookie_domain = "example.com"'),
+            [
+                TAKEN,
+            ],
+        ),
+        # an id of its own
+        (
+            applications('hosts = ["a.test"]\napp_id = "main"'),
+            ["logto.application[0].app_id: logto.app_id is the same; an application of its own"],
+        ),
+        (
+            applications('hosts = ["a.test"]', 'hosts = ["b.test"]\napp_id = "one"'),
+            ["logto.application[1].app_id: logto.application[0].app_id is the same; an application of its own"],
+        ),
+        # routes on its hosts are within reach of its cookie, those elsewhere have to be within that of the gateway's
+        (applications('hosts = ["a.test"]', more=ROUTE.format("r") + 'host = "a.test"\n'), []),
+        (
+            applications('hosts = ["a.test"]', more=ROUTE.format("r") + 'host = "b.test"\n'),
+            ["route[0].host: " + REACH.format("apps.example.com")],
+        ),
+        (
+            applications(
+                'hosts = ["b.test", "*.b.test"]\ncookie_domain = "b.test"',
+                'hosts = ["c.b.test"]',
+                more=ROUTE.format("r") + 'host = "*.c.b.test"\n',
+            ),
+            [],
+        ),
+        # what cannot be read takes part in nothing
+        (applications("hosts = 7"), []),
+        (applications('hosts = ["a b"]\npublic_url = "x"\ncookie_domain = 7'), []),
+        (applications('hosts = ["a.test"]\ncookie_domain = 7\napp_id = 7'), []),
+        (PUBLIC + "logto.application = 7", []),
+        (PUBLIC + "logto.application = [7]", []),
+        (applications('hosts = ["a.test"]', public=""), []),
+    ],
+)
+def test_applications_by_host(text: str, expected: list[str]) -> None:
+    assert found(text) == expected

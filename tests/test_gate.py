@@ -449,7 +449,7 @@ class TestDecisionsKept:
 
     @staticmethod
     def load(site: Site, cookie: bytes) -> Session:
-        session = asyncio.run(site.gate.session_of(cookie.partition(b": ")[2]))
+        session = asyncio.run(site.gate.session_of(cookie.partition(b": ")[2], "apps.example.com"))
         assert session is not None
         return session
 

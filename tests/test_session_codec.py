@@ -196,12 +196,22 @@ OTHER = Holder.new()
         pytest.param(sealed(body(who={"sub": "a", "claims": [1]})), b"1", id="claims are a list"),
         pytest.param(sealed(body(sid=7)), b"1", id="sid is a number"),
         pytest.param(sealed(body(browser=...)), b"1", id="no browser"),
+        pytest.param(sealed(body(app=7)), b"1", id="the application is a number"),
     ],
 )
 def test_damage_is_named(stored: bytes, seen: bytes) -> None:
     assert decode_session(RING, HOLDER, sealed(body()), b"1") is not None, "or the cases would prove nothing"
     with pytest.raises(Damaged):
         decode_session(RING, HOLDER, stored, seen)
+
+
+@pytest.mark.parametrize(("changes", "application"), [({}, ""), ({"app": None}, ""), ({"app": "one"}, "one")])
+def test_a_record_from_before_there_were_several_applications_names_none(
+    changes: dict[str, Any], application: str
+) -> None:
+    found = decode_session(RING, HOLDER, sealed(body(**changes)), b"1")
+    assert found is not None
+    assert found.application == application
 
 
 @pytest.mark.parametrize(

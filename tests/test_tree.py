@@ -56,6 +56,7 @@ def test_secrets_are_known_as_such() -> None:
         "secret",
         "logto.app_secret",
         "logto.webhook_key",
+        "logto.application[].app_secret",
         "session.store",
         "discord.bot_token",
     }
