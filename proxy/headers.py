@@ -193,6 +193,7 @@ class RouteHeaders:
         self._answer_key = object()
         self.block_seconds = signer.renew_after if signer is not None else math.inf  # how long an identity block holds
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
+        self.audiences = tuple(dict.fromkeys(it for _, template in route.header_set for it in template.audiences))
 
     def _upwards(self, name: bytes) -> int:
         lower, folded = name.lower(), fold(name)
@@ -243,25 +244,22 @@ class RouteHeaders:
     def to_upstream(self, head: RequestHead, origin: Origin, identity: bytes, request_id: bytes) -> bytes:
         """The request head to send upstream: the client's fields less what is not for the app, then ours."""
         target = head.target if self._mapping is None else self._mapping.up(head.target)
-        out = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method, target, self._host or origin.host)]
         key = self._trusted_key if origin.trusted else self._key
         kept = head.made.get(key)
         if kept is None:
             kept = head.made[key] = self._client_fields(head, origin)
-        out.append(kept)
+        out = [head.method, b" ", target, b" HTTP/1.1\r\nHost: ", self._host or origin.host, b"\r\n", kept]
         if b"max-forwards" in head.values:  # its meaning depends on the method: not a thing to be kept with the others
             out.append(b"Max-Forwards: %b\r\n" % _one_less(head, head.values[b"max-forwards"]))
         if self._moves and FIELD in head.values:
             found = read_destination(head.values[FIELD])
             if found is not None:  # else the gate has not let it pass
                 out.append(b"Destination: %b\r\n" % found.within(self._mapping, self._origin))
-        out.append(_request_framing(head))
-        out.append(_VIA[head.minor])
-        out.append(origin.fields)
+        out += (_request_framing(head), _VIA[head.minor], origin.fields)
         if self._prefix:  # what apps that know it put before every path they name
             outer = head.values.get(_FORWARDED_PREFIX, b"") if origin.trusted else b""
             out.append(b"X-Forwarded-Prefix: %b%b\r\n" % (outer.rstrip(b"/"), self._prefix))
-        out.append(b"X-Request-Id: %b\r\n%b\r\n" % (request_id, identity))
+        out += (b"X-Request-Id: ", request_id, b"\r\n", identity, b"\r\n")
         return b"".join(out)
 
     def _client_fields(self, head: RequestHead, origin: Origin) -> bytes:
@@ -307,8 +305,8 @@ class RouteHeaders:
         """
         start = None if chunked else head.made.get(self._answer_key)
         if start is not None:
-            end = b"Connection: %b\r\n\r\n" % connection if connection else b"\r\n"
-            return b"%bX-Request-Id: %b\r\n%b" % (start, request_id, end)
+            end = b"\r\nConnection: %b\r\n\r\n" % connection if connection else b"\r\n\r\n"
+            return b"".join((start, b"X-Request-Id: ", request_id, end))
         out = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
         values = head.values
         same_for_all = self._relay_fields(head, out, host)

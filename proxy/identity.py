@@ -121,7 +121,7 @@ class RelyingParty:
             endpoint=settings.logto.endpoint,
             appId=settings.logto.app_id,
             appSecret=settings.logto.app_secret.get_secret_value(),
-            resources=list(settings.logto.resources),
+            resources=list(settings.resources),
             scopes=[scope for scope in settings.scopes if scope not in defaults],
         )
         self._times_sign_ins = settings.times_sign_ins

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from proxy.accesslog import AccessLog
 from proxy.asgi import App
-from proxy.claims import Tokens
+from proxy.claims import Audience, Tokens
 from proxy.connection import ClientConnection
 from proxy.counters import Tally
 from proxy.forwarding import Forwarding
@@ -69,7 +69,7 @@ class Plan:
     public_scheme: str
     own_url: Callable[[str], str]  # for a host: the public URL there, with the gateway's prefix
     auth_path: bytes  # where other proxies ask
-    tokens_of: Callable[[RequestHead, Session], Awaitable[Tokens | None]]
+    tokens_of: Callable[[RequestHead, Session, Collection[Audience]], Awaitable[Tokens | None]]
 
 
 def lanes(upstreams: Upstreams, headers: Mapping[Route, RouteHeaders], limits: LimitSettings) -> dict[Route, Lane]:

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from proxy.asgi import AsgiCall
-from proxy.claims import Identity
-from proxy.errors import MalformedRequest, StoreUnavailable
+from proxy.claims import Identity, Tokens
+from proxy.errors import LogtoUnavailable, MalformedRequest, StoreUnavailable
 from proxy.exchange import Exchange
 from proxy.forwardauth import Asked, Dialect, allowed, dialect_of, refused_for_nginx
 from proxy.forwardauth import read as read_question
@@ -70,7 +70,7 @@ class Request:
     ) -> None:
         self._connection = connection
         self._relay = relay
-        self._plan = relay.plan
+        plan = self._plan = relay.plan
         self._task: asyncio.Task[None] | None = None
         self._asked: Asked | None = None
         self._identity: Identity | None = None  # who was let pass, as far as was known then
@@ -78,8 +78,9 @@ class Request:
         self._body_in = 0
         self._body_out = 0
         self.head = head
-        self.origin = self._plan.forwarding.origin(head, peer, scheme)
-        self.id = request_id_from(head, trusted=self.origin.trusted) or relay.new_request_id()
+        origin = self.origin = plan.forwarding.origin(head, peer, scheme)
+        given = request_id_from(head, trusted=origin.trusted) if b"x-request-id" in head.values else None
+        self.id = given or relay.new_request_id()
         self.started_at = time.perf_counter()
         self.status = 0
         self.answered_at = 0.0
@@ -89,15 +90,17 @@ class Request:
 
     def begin(self) -> None:
         """Ask the gate, and do as it says; reading pauses while it has to ask the store."""
-        if self.head.target == b"*":
+        head, plan = self.head, self._plan
+        if head.target == b"*":
             self.verdict = OWN
             self._answer_options()
             return
-        dialect = dialect_of(self.head.path, self._plan.auth_path)
-        if dialect is not None and not self._read_question(dialect):
-            return
+        if head.path.startswith(plan.auth_path):
+            dialect = dialect_of(head.path, plan.auth_path)
+            if dialect is not None and not self._read_question(dialect):
+                return
         judged, host = self._judged()
-        verdict = self._plan.gate.judge(judged, host, self.origin.address)
+        verdict = plan.gate.judge(judged, host, self.origin.address)
         if verdict is not None:
             if verdict.session is not None and self._relay.tally is not None:
                 self._relay.tally.found_in_memory += 1
@@ -212,11 +215,6 @@ class Request:
         return self._relay.plan.gate.shuts_out(judged, host, self.origin.address, session)
 
     @property
-    def body_out(self) -> int:
-        """Payload bytes sent to the client."""
-        return self._body_out + (self.work.body_out if self.work is not None else 0)
-
-    @property
     def seconds(self) -> float:
         """How long it has taken so far."""
         return time.perf_counter() - self.started_at
@@ -291,8 +289,9 @@ class Request:
             self._tell(b"")  # the gateway's own paths need no permission, and the proxy relays them to the gateway
         elif verdict.kind is Kind.PASS and verdict.route is not None:
             headers = self._plan.lanes[verdict.route].headers
-            if headers.needs_tokens and verdict.session is not None and verdict.session.via == "cookie":
-                self._later(self._tell_with_tokens(headers, verdict, verdict.session))
+            session = verdict.session
+            if headers.needs_tokens and session is not None and session.via == "cookie":
+                self._later(self._tell_with_tokens(asked, headers, verdict, session))
             else:
                 self._tell(self._answer_block(headers, verdict))
         elif asked.dialect is Dialect.NGINX:
@@ -321,15 +320,14 @@ class Request:
             session.blocks[key] = (self._relay.now + headers.block_seconds, block)
         return block
 
-    async def _tell_with_tokens(self, headers: RouteHeaders, verdict: Verdict, session: Session) -> None:
-        try:
-            tokens = await self._plan.tokens_of(self.head, session)
-        except StoreUnavailable as error:
-            self._task = None
-            self.answer(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
-            return
+    async def _tell_with_tokens(self, asked: Asked, headers: RouteHeaders, verdict: Verdict, session: Session) -> None:
+        tokens, verdict = await self._tokens(headers, verdict, session)
         self._task = None
-        self._tell(headers.answer_block(verdict.identity, tokens))
+        self.verdict = verdict
+        if verdict.kind is Kind.PASS:
+            self._tell(headers.answer_block(verdict.identity, tokens))
+        else:
+            self._act_on_question(asked, verdict)
 
     def _tell(self, block: bytes) -> None:
         connection = self._answering()
@@ -360,20 +358,26 @@ class Request:
         return True
 
     async def _act_with_tokens(self, lane: Lane, verdict: Verdict, session: Session) -> None:
-        try:
-            tokens = await self._plan.tokens_of(self.head, session)
-            if tokens is None:  # the session has ended since it was judged
-                verdict = await self._plan.gate.judge_later(self.head, self.origin.name, self.origin.address)
-        except StoreUnavailable as error:
-            self._task = None
-            self._passed_but(Verdict(Kind.UNAVAILABLE, status=503, detail=str(error)))
-            return
+        tokens, verdict = await self._tokens(lane.headers, verdict, session)
         self._task = None
         self.verdict = verdict
         if verdict.kind is Kind.PASS:
             self._relay_on(lane, lane.headers.identity_block(verdict.identity, tokens))
         else:
             self.answer(verdict)
+
+    async def _tokens(self, headers: RouteHeaders, verdict: Verdict, session: Session) -> tuple[Tokens | None, Verdict]:
+        """Logto's tokens for the app, with the verdict that holds by then: nobody may be able to tell what they are."""
+        try:
+            tokens = await self._plan.tokens_of(self.head, session, headers.audiences)
+            if tokens is None:  # the session has ended since it was judged
+                judged, host = self._judged()
+                verdict = await self._plan.gate.judge_later(judged, host, self.origin.address)
+        except (StoreUnavailable, LogtoUnavailable) as error:
+            reason = "tokens_unavailable" if isinstance(error, LogtoUnavailable) else ""
+            route, why = verdict.route, str(error)
+            return None, Verdict(Kind.UNAVAILABLE, route=route, session=session, status=503, reason=reason, detail=why)
+        return tokens, verdict
 
     def _passed_but(self, verdict: Verdict) -> None:
         """Answer with `verdict` a request that the gate has passed on to a route."""

@@ -36,7 +36,7 @@ from proxy.notation import (
 )  # fmt: skip
 from proxy.presets import PRESETS, filled_in
 from proxy.sections import HTTP_TOKEN, SNOWFLAKE, Section, written
-from proxy.templating import UNVERIFIED_CLAIMS
+from proxy.templating import UNVERIFIED_CLAIMS, Template
 from proxy.upstream_settings import PREFIX, HealthSettings, Server, UpstreamTls
 
 Scalar = str | int | float | bool
@@ -353,6 +353,16 @@ class RouteSettings(Section):
     def _for_somebody(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("allow") == "everyone":
             raise mistake('is given, but allow is "everyone"', "signed-in or rules in allow, or no organization")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _of_its_organization(cls, value: HeaderSettings, info: ValidationInfo) -> HeaderSettings:
+        if info.data.get("organization", "") is None:  # "": it could not be read
+            for name, source in value.set.items():
+                if Template.parse(source).wants_organization:
+                    what = f"sets {quoted(name)} to {{organization_token}}, but the route is for no organization"
+                    raise mistake(what, "an organization on the route, or {organization_token:ORGANIZATION}")
         return value
 
     @field_validator("strip_prefix")

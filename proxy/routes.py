@@ -88,7 +88,10 @@ class Route:
             path=route.path,
             upstreams=route.upstream,
             policy=Policy.from_settings(route),
-            header_set=tuple((name, Template.parse(value)) for name, value in {**common, **route.headers.set}.items()),
+            header_set=tuple(
+                (name, Template.parse(value, route.organization))
+                for name, value in {**common, **route.headers.set}.items()
+            ),
             header_remove=frozenset(map(fold_header, (*headers.remove, *route.headers.remove))),
             index=index,
             servers=route.servers,
@@ -212,7 +215,9 @@ class RouteTable:
         for around, route in zip(named, settings.route, strict=True):
             for path in opened(route.preset, route.path, route.open):
                 inner = Route.from_settings(len(routes), _open_to_everyone(route, path), *everywhere)
-                routes.append(replace(inner, around=around, organization=around.organization))
+                routes.append(
+                    replace(inner, around=around, organization=around.organization, header_set=around.header_set)
+                )
         return cls(routes)
 
     def match(self, host: str, raw_path: bytes) -> Match:

@@ -141,7 +141,9 @@ class LogtoSettings(Section):
         "What a sign-out ends: the session here and the one at Logto, or the one `here` alone, after which Logto still knows "
         "the person. The sign-out page offers the other one too.",
     )
-    resources: tuple[Annotated[str, _RESOURCE], ...] = written((), "API resources to ask access for at sign-in.")
+    resources: tuple[Annotated[str, _RESOURCE], ...] = written(
+        (), "API resources to ask access for at sign-in, beside those that header templates name."
+    )
     timeout: Seconds = written("10s", "How long one request to Logto may take.")
     webhook_key: Annotated[SecretStr | None, _WEBHOOK_KEY] = written(
         None, "Signing key of Logto's webhook to `/hooks/logto` below `prefix`. Default: none, and no webhook is taken."

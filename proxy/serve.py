@@ -7,7 +7,7 @@ import logging
 import signal
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,7 +21,7 @@ from proxy.app_passwords import AppPasswords
 from proxy.applications import Applications
 from proxy.assertion import signer_of
 from proxy.bearer import BearerTokens
-from proxy.claims import Tokens
+from proxy.claims import Audience, Tokens
 from proxy.counters import Tally
 from proxy.credentials import Scheme
 from proxy.discord import Discord
@@ -42,6 +42,7 @@ from proxy.pool import Upstreams
 from proxy.redirects import ReturnPaths
 from proxy.relay import Plan, Relay, lanes
 from proxy.renewal import Renewals
+from proxy.resource_tokens import ResourceTokens
 from proxy.routes import RouteTable
 from proxy.sealing import KeyRing
 from proxy.server import Server
@@ -82,6 +83,7 @@ class Gateway:
     store: SessionStore
     passwords: AppPasswords
     renewals: Renewals
+    resource_tokens: ResourceTokens
     upstreams: Upstreams
     relay: Relay
     log: AccessLog
@@ -116,7 +118,9 @@ class Gateway:
         Raises CannotServe, and then nothing has changed.
         """
         old = self.front
-        front = _front(settings, self.keyring, self.store, self.passwords, self.upstreams, self.sign_ins, old)
+        front = _front(
+            settings, self.keyring, self.store, self.passwords, self.resource_tokens, self.upstreams, self.sign_ins, old
+        )
         if settings.log != old.settings.log:
             place, form = access_place(settings.log)
             self.log.redirect(place, form)
@@ -152,6 +156,7 @@ class Gateway:
         """Let go of everything outside: upstreams, Logto (once refresh tokens are handed back), the session store."""
         self.relay.close()
         await self.renewals.close()
+        await self.resource_tokens.close()
         retired, self._retired = self._retired, {}
         for front, timer in retired.items():
             timer.cancel()
@@ -191,7 +196,8 @@ def build(settings: Settings) -> Gateway:
     passwords = AppPasswords(settings, open_passwords(settings, keyring))
     upstreams = Upstreams(settings.limits.connect_timeout)
     sign_ins: Counter[str] = Counter()
-    front = _front(settings, keyring, store, passwords, upstreams, sign_ins, None)
+    resource_tokens = ResourceTokens(store)
+    front = _front(settings, keyring, store, passwords, resource_tokens, upstreams, sign_ins, None)
     place, form = access_place(settings.log)
     log = AccessLog(place, form)
     tally = Tally() if settings.metrics.listen is not None else None
@@ -201,7 +207,12 @@ def build(settings: Settings) -> Gateway:
     passwords.store.on_end(relay.session_ended)
     renewals = Renewals(store)
     renewals.refresh = front.applications.refresh
-    gateway = Gateway(front, keyring, store, passwords, renewals, upstreams, relay, log, place, sign_ins)
+    gateway = Gateway(
+        front, keyring, store, passwords, renewals, resource_tokens, upstreams, relay, log, place, sign_ins
+    )
+    resource_tokens.ask = lambda session, tokens, audience: gateway.front.applications.api_token(
+        tokens, session.identity, audience
+    )
     store.on_leftover(lambda tokens: gateway.app.state.revocations.start(tokens))  # noqa: PLW0108 -- the app may be another by then
     return gateway
 
@@ -221,6 +232,7 @@ def _front(
     keyring: KeyRing,
     store: SessionStore,
     passwords: AppPasswords,
+    resource_tokens: ResourceTokens,
     upstreams: Upstreams,
     sign_ins: Counter[str],
     old: Front | None,
@@ -250,7 +262,7 @@ def _front(
         public_scheme=settings.public_url.partition("://")[0],
         own_url=lambda host: gate.sites.of(host).own_url,
         auth_path=f"{settings.prefix}/auth".encode(),
-        tokens_of=_tokens_of(gate.sites, store),
+        tokens_of=_tokens_of(gate.sites, resource_tokens),
     )
     return Front(settings, applications, gate, app, plan, tls, discord)
 
@@ -296,8 +308,8 @@ def _discord(
 
 def _asked_of_logto(settings: Settings) -> tuple[object, ...]:
     """Whatever the relying party is made of."""
-    asked = settings.logto, settings.public_url, settings.prefix, settings.session.cookie
-    return *asked, settings.times_sign_ins, settings.scopes
+    places = settings.public_url, settings.prefix, settings.session.cookie
+    return settings.logto, *places, settings.times_sign_ins, settings.scopes, settings.resources
 
 
 def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHeaders]:
@@ -308,15 +320,15 @@ def route_headers(settings: Settings, routes: RouteTable) -> dict[Any, RouteHead
 
 
 def _tokens_of(
-    sites: Sites, store: SessionStore
-) -> Callable[[RequestHead, Session], Coroutine[Any, Any, Tokens | None]]:
+    sites: Sites, resource_tokens: ResourceTokens
+) -> Callable[[RequestHead, Session, Collection[Audience]], Coroutine[Any, Any, Tokens | None]]:
     names = tuple(dict.fromkeys(site.cookie for site in (sites.main, *sites.others)))
 
-    async def tokens_of(head: RequestHead, session: Session) -> Tokens | None:
+    async def tokens_of(head: RequestHead, session: Session, audiences: Collection[Audience]) -> Tokens | None:
         header = head.values.get(b"cookie", b"")
-        for value in (value.decode("ascii", "replace") for name in names for value in cookies.find_all(header, name)):
-            # Of that session only: another cookie may be another application's.
-            tokens = await store.tokens(value) if cookie_id(value) == session.id else None
+        for value in (found.decode("ascii", "replace") for name in names for found in cookies.find_all(header, name)):
+            # Another cookie may be another person's, or another application's.
+            tokens = await resource_tokens.of(value, audiences) if cookie_id(value) == session.id else None
             if tokens is not None:
                 return tokens
         return None

@@ -41,6 +41,7 @@ from proxy.sections import (
     written,
 )  # fmt: skip
 from proxy.sources import CONFIG, EnvironmentSource, FileSource
+from proxy.templating import Template
 from proxy.tree import UPSTREAM
 
 __all__ = [
@@ -64,6 +65,7 @@ def _none_if_blank(value: Any) -> Any:
     return None if blank else value
 
 
+_IN_ORGANIZATIONS: Final = "urn:logto:resource:organizations"
 _ORGANIZATIONS: Final = ("urn:logto:scope:organizations", "urn:logto:scope:organization_roles")
 
 
@@ -194,8 +196,24 @@ class Settings(BaseSettings):
     @property
     def scopes(self) -> tuple[str, ...]:
         """What a sign-in asks of Logto beyond `openid profile`: `logto.scopes`, and what the routes cannot do without."""
-        needed = _ORGANIZATIONS if any(route.speaks_of_organizations for route in self.route) else ()
+        told = any("{organization" in value for value in self.headers.set.values())
+        needed = _ORGANIZATIONS if told or any(route.speaks_of_organizations for route in self.route) else ()
         return tuple(dict.fromkeys((*self.logto.scopes, *needed)))
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """What a sign-in asks access to: `logto.resources`, and what header templates name tokens for.
+
+        Logto gives no token for what has not been asked for, and says what somebody may do in an organization only to whoever
+        has asked for all of them.
+        """
+        templates = [
+            Template.parse(value, route.organization)
+            for route in self.route
+            for value in (*self.headers.set.values(), *route.headers.set.values())
+        ]
+        needed = [it.resource or _IN_ORGANIZATIONS for template in templates for it in template.audiences]
+        return tuple(dict.fromkeys((*self.logto.resources, *needed)))
 
     @property
     def public_host(self) -> str:

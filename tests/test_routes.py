@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.claims import Audience
 from proxy.routes import Match, Route, RouteTable, interpretations, normalise_host
 from proxy.settings import RouteSettings, load
 
@@ -267,6 +268,25 @@ def test_a_route_is_compiled_from_its_settings() -> None:
     assert [(name, template.source) for name, template in route.header_set] == [("X-Team", "{claims.team}")]
     assert route.header_remove == {"x-debug"}
     assert route.policy.any_user
+
+
+def test_what_an_app_is_told_of_an_organization_is_the_same_where_it_is_open(tmp_path: Path) -> None:
+    file = tmp_path / "postern.toml"
+    file.write_text(
+        """
+        public_url = "https://apps.example.com"
+        logto = { endpoint = "https://auth.example.com", app_id = "a", app_secret = "s" }
+        [[route]]
+        name = "app"
+        upstream = "http://app:1"
+        organization = "acme"
+        open = ["/open"]
+        headers.set = { X-A = "{access_token:https://api}", X-B = "{organization_token}" }
+        """
+    )
+    routes = RouteTable.from_settings(load(file, {})).routes
+    told = [[it for _, template in route.header_set for it in template.audiences] for route in routes]
+    assert told == [[Audience("https://api", "acme"), Audience(None, "acme")]] * 2
 
 
 def test_a_table_is_made_of_settings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,16 @@ class TestWhatIsKept:
                 world.gateway.adopt(changed(world, POSTERN_ROUTE__0__NAME="other"))
                 assert world.gateway.relying_party is party
                 world.gateway.adopt(changed(world, LOGTO_APP_ID="another"))
+                assert world.gateway.relying_party is not party
+
+        run(work())
+
+    @pytest.mark.parametrize("value", ["{access_token:https://api.example.com}", "{organizations}"])
+    def test_and_not_when_a_route_needs_more_of_it(self, value: str) -> None:
+        async def work() -> None:
+            async with relay_world() as world:
+                party = world.gateway.relying_party
+                world.gateway.adopt(changed(world, POSTERN_ROUTE__0__HEADERS__SET=json.dumps({"X-Api": value})))
                 assert world.gateway.relying_party is not party
 
         run(work())

@@ -189,6 +189,30 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "route", "resources", "organizations"),
+    [
+        ("", "", ("https://own",), False),
+        ("", "headers.set = { X-A = '{access_token:https://api}', X-B = '{sub} {access_token:https://own}' }",
+         ("https://own", "https://api"), False),
+        ("", "organization = 'acme'\nheaders.set = { X-A = '{access_token:https://api}' }", ("https://own", "https://api"), True),
+        ("", "organization = 'acme'\nheaders.set = { X-A = '{organization_token}' }",
+         ("https://own", "urn:logto:resource:organizations"), True),
+        ("[headers]\nset = { X-A = '{organization_token:acme}' }", "",
+         ("https://own", "urn:logto:resource:organizations"), True),
+        ("[headers]\nset = { X-A = '{organization_token}' }", "", ("https://own",), True),
+        ("[headers]\nset = { X-A = '{{access_token:https://api}}' }", "", ("https://own",), False),
+    ],
+)  # fmt: skip
+def test_a_sign_in_asks_for_what_the_templates_need(
+    tmp_path: Path, more: str, route: str, resources: tuple[str, ...], organizations: bool
+) -> None:
+    logto = LOGTO + "\nresources = ['https://own']"
+    settings = loaded(tmp_path, document(logto=logto, more=more, route=f"{ROUTE}\n{route}"))
+    assert settings.resources == resources
+    assert ("urn:logto:scope:organizations" in settings.scopes) is organizations
+
+
 def test_blank_means_absent(tmp_path: Path) -> None:
     text = document(
         top='tls = { cert = "", key = "" }',

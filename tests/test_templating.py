@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.claims import Identity, Tokens
+from proxy.claims import ApiToken, Audience, Identity, Tokens
 from proxy.templating import Template, TemplateError
 
 ADA = Identity(
@@ -106,7 +108,17 @@ def test_absent_is_nothing() -> None:
         ("{claims}", "has an unknown placeholder {claims}"),
         ("{claims.}", "has an unknown placeholder {claims.}"),
         ("{Sub}", "has an unknown placeholder {Sub}"),
-        ("{access_token:https://api.example.com}", "has an unknown placeholder {access_token:https://api.example.com}"),
+        *(
+            (
+                f"{{access_token:{it}}}",
+                f"has {{access_token:{it}}}, which names no API resource: an absolute URI without fragment",
+            )
+            for it in ("", "api", "https:", "https://api.example.com#x", "https://api.example.com/ x", ":api", "é:api")
+        ),
+        *(
+            (f"{{organization_token{it}}}", f"has an unknown placeholder {{organization_token{it}}}")
+            for it in (":", "s", ".acme", ":acme:admin", ": acme", ":" + "a" * 65)
+        ),
         ("{refresh_token}", "has an unknown placeholder {refresh_token}"),
         ("{claims.email}", "has {claims.email}, which nobody may have verified"),
         ("{claims.phone_number}", "has {claims.phone_number}, which nobody may have verified"),
@@ -120,6 +132,43 @@ def test_what_cannot_be_parsed_is_named(source: str, message: str) -> None:
     with pytest.raises(TemplateError) as caught:
         Template.parse(source)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("source", "organization", "expected"),
+    [
+        ("Bearer {access_token:https://api.example.com}", None, "Bearer token of https://api.example.com"),
+        ("{access_token:urn:logto:api}", None, None),
+        ("{access_token:https://api.example.com}", "acme", "token of https://api.example.com within organization acme"),
+        ("{access_token:https://api.example.com}", "other", None),
+        ("{organization_token}", "acme", "token of urn:logto:organization:acme"),
+        ("{organization_token}", "other", None),
+        ("{organization_token}", None, None),
+        ("{organization_token:umbrella}", "acme", "token of urn:logto:organization:umbrella"),
+        ("{sub}:{organization_token:other}", None, "ada1:"),
+        ("{access_token:https://empty.example.com}", None, None),
+    ],
+)
+def test_tokens_that_have_to_be_asked_for(source: str, organization: str | None, expected: str | None) -> None:
+    api = "https://api.example.com"
+    had = [Audience(api), Audience(api, "acme"), Audience(None, "acme"), Audience(None, "umbrella")]
+    for_apis = {audience: ApiToken(f"token of {audience}", 0.0, 0.0) for audience in had}
+    for_apis[Audience("https://empty.example.com")] = ApiToken("", 0.0, 0.0)
+    template = Template.parse(source, organization)
+    assert template.render(ADA, replace(TOKENS, for_apis=for_apis)) == expected
+    assert template.render(ADA, TOKENS) == template.render(ADA, None) == (None if "{sub}" not in source else "ada1:")
+
+
+def test_templates_know_what_has_to_be_asked_for() -> None:
+    source = "{access_token:https://a} {organization_token} {organization_token:acme} {access_token:https://a} {access_token}"
+    assert Template.parse(source).audiences == (Audience("https://a"), Audience(None, "acme"))
+    assert Template.parse(source, "acme").audiences == (Audience("https://a", "acme"), Audience(None, "acme"))
+    assert Template.parse("{access_token} {{access_token:https://a}}", "acme").audiences == ()
+    assert Template.parse(source).wants_organization
+    assert not Template.parse(source, "acme").wants_organization
+    assert not Template.parse("{{organization_token}} {organization_token:acme}").wants_organization
+    assert Template.parse("{organization_token}").needs_tokens
+    assert Template.parse(source) != Template.parse(source, "acme")
 
 
 def test_templates_know_whether_they_need_tokens() -> None:
