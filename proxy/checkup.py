@@ -7,8 +7,10 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 from proxy.applications import Applications
+from proxy.authorization import with_query
 from proxy.discord import Discord
 from proxy.errors import (
     DiscordRefused,
@@ -19,6 +21,7 @@ from proxy.errors import (
     UpstreamFailed,
 )
 from proxy.identity import RelyingParty
+from proxy.logto_http import Answer, LogtoHttp, printable
 from proxy.policy import Policy
 from proxy.pool import Upstreams
 from proxy.presets import PRESETS
@@ -38,6 +41,10 @@ _TOLD_BY_SCOPE: Final = {
     "roles": "roles",
     "discord": "identities",
 }
+# What Logto says to who asks for nobody in particular to be let in without a question (OpenID Connect Core 3.1.2.6).
+_NOBODY_THERE: Final = frozenset(("login_required", "interaction_required", "consent_required"))
+# Scopes that are about a person; any other is a permission of an API's.
+_ABOUT_PEOPLE: Final = frozenset(("email", "phone", "address", "identities", "roles", "custom_data"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,9 @@ def doubtful_rules(settings: Settings) -> Iterator[str]:
                 yield f"route {route.name}: {criterion} hold for nobody while the route has no bearer"
         if route.preset is not None and route.preset in _KNOWN_BY_ADDRESS and "email" not in settings.logto.scopes:
             yield f'route {route.name}: {route.preset} knows people by their address, which logto.scopes has no "email" for'
+    permissions = [it for it in settings.logto.scopes if it not in _ABOUT_PEOPLE and not it.startswith("urn:logto:")]
+    if settings.resources and not permissions:
+        yield "access tokens for APIs carry no permission while logto.scopes names none"
 
 
 async def check_surroundings(settings: Settings) -> AsyncIterator[Finding]:
@@ -114,6 +124,8 @@ async def _check_logto(settings: Settings, keyring: KeyRing) -> AsyncIterator[Fi
             found = await _check_application(applications.at(site), what, where)
             # Whether the address is registered there only a sign-in tells, or `postern logto check`.
             yield replace(found, outcome=f"its redirect URI is {site.own_url}/callback") if found.ok else found
+        async for finding in _check_resources(settings, applications.main, f"{sites.main.own_url}/callback"):
+            yield finding
     finally:
         await applications.close()
 
@@ -129,6 +141,38 @@ async def _check_application(relying_party: RelyingParty, what: str, where: str)
     except LogtoRefused as error:
         outcome, remedy = str(error), f"are {where}.app_id and {where}.app_secret those of the application in Logto?"
     return Finding(False, what, outcome, remedy)
+
+
+async def _check_resources(settings: Settings, relying_party: RelyingParty, callback: str) -> AsyncIterator[Finding]:
+    """Every API resource that a sign-in asks for: one that Logto does not know of lets nobody in.
+
+    Asked as by a browser in which nobody is signed in, and without a page to be shown.
+    """
+    http, logto = LogtoHttp(settings.logto.timeout), settings.logto
+    try:
+        for resource in settings.resources:
+            what = f"API resource {resource}"
+            try:
+                url = (await relying_party.begin("/")).url.removeprefix(logto.endpoint)
+                asked = with_query(url, {"prompt": "none", "scope": "openid", "resource": resource})
+                yield _known(what, await http.get(logto.internal_endpoint + asked, "authorization"), callback)
+            except LogtoUnavailable as error:
+                yield Finding(False, what, str(error), "see Logto, above")
+    finally:
+        await http.close()
+
+
+def _known(what: str, answer: Answer, callback: str) -> Finding:
+    said = parse_qs(urlsplit(answer.location).query)
+    error = said.get("error", [str(answer.fields.get("error") or f"an answer with status {answer.status}")])[0]
+    if error in _NOBODY_THERE:
+        return Finding(True, what, "known to Logto")
+    if error == "invalid_target":
+        remedy = (
+            "create it in Logto's console (API resources) with this very identifier, or take it out of the settings"
+        )
+        return Finding(False, what, "Logto does not know it, and lets nobody in who asks for it", remedy)
+    return Finding(False, what, printable(error), f"is {callback} a redirect URI of the application in Logto?")
 
 
 async def _check_guilds(settings: Settings) -> AsyncIterator[Finding]:

@@ -26,10 +26,11 @@ _TEMPORARY: Final = frozenset({"server_error", "temporarily_unavailable", "slow_
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: its status, and its body when that is JSON, else None."""
+    """One answer: its status, its body when that is JSON, else None, and where it sends a browser."""
 
     status: int
     body: Any
+    location: str = ""
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -94,7 +95,7 @@ class LogtoHttp:
         try:
             # httpx2's timeouts count between two bytes; a server that drips must not hold a sign-in for ever either.
             async with asyncio.timeout(self._seconds), self._client.stream(method, url, **request) as response:
-                return Answer(response.status_code, await _json(response, what))
+                return Answer(response.status_code, await _json(response, what), response.headers.get("location", ""))
         except (TimeoutError, httpx2.TimeoutException):
             raise LogtoUnavailable(f"{what}: no answer within {self._seconds:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:

@@ -6,6 +6,9 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from proxy.checkup import Finding, check_surroundings, doubtful_rules
 from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SandboxConfig
@@ -124,6 +127,56 @@ def test_each_application_is_tried_with_its_secret() -> None:
     assert one.outcome == "its redirect URI is http://a.example.com:3000/.postern/callback"
     assert "logto.application[1].app_secret" in two.remedy
     assert "another" not in repr(two)
+
+
+def test_resources_that_logto_does_not_know_are_named_for_they_let_nobody_in() -> None:
+    async def look(**config: Any) -> list[Finding]:
+        async with running_logto(SandboxConfig(**config)) as logto:
+            found = await findings(
+                LOGTO_ENDPOINT=logto.url,
+                POSTERN_LOGTO__RESOURCES="https://api.example.com,https://nope.example.com",
+                POSTERN_ROUTE__0__NAME="app",
+                POSTERN_ROUTE__0__UPSTREAM="http://127.0.0.1:9",
+                POSTERN_ROUTE__0__HEADERS__SET='{ X-Api = "{organization_token:acme}" }',
+            )
+        return [finding for finding in found if "resource" in finding.what]
+
+    known, unknown, organizations = asyncio.run(look())
+    assert (known.ok, unknown.ok, organizations.ok) == (True, False, True)
+    assert "https://nope.example.com" in unknown.what
+    assert "nobody" in unknown.outcome
+    assert "API resources" in unknown.remedy
+    (known, *_) = asyncio.run(look(redirect_uris=("http://localhost:9/callback",)))
+    assert not known.ok
+    assert "http://localhost:3000/.postern/callback" in known.remedy
+
+
+def test_resources_of_a_logto_that_is_away_are_not_called_unknown() -> None:
+    found = asyncio.run(
+        findings(
+            LOGTO_ENDPOINT="http://127.0.0.1:9",
+            POSTERN_LOGTO__RESOURCES="https://api.example.com",
+            POSTERN_UPSTREAM="http://127.0.0.1:9",
+        )
+    )
+    (resource,) = [finding for finding in found if "resource" in finding.what]
+    assert not resource.ok
+    assert "know" not in resource.outcome
+
+
+@pytest.mark.parametrize(("scopes", "doubts"), [("email,urn:logto:scope:organizations", 1), ("email,read:things", 0)])
+def test_tokens_without_a_permission_are_pointed_out(scopes: str, doubts: int) -> None:
+    environ = {
+        "POSTERN_PUBLIC_URL": "http://localhost:3000",
+        "LOGTO_ENDPOINT": "http://127.0.0.1:9",
+        "LOGTO_APP_ID": "a",
+        "LOGTO_APP_SECRET": "b",
+        "POSTERN_LOGTO__SCOPES": scopes,
+        "POSTERN_LOGTO__RESOURCES": "https://api.example.com",
+        "POSTERN_UPSTREAM": "http://127.0.0.1:9",
+    }
+    said = list(doubtful_rules(load(Path(os.devnull), environ)))
+    assert said == ["access tokens for APIs carry no permission while logto.scopes names none"] * doubts
 
 
 def test_a_logto_with_another_issuer_is_named() -> None:
