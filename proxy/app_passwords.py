@@ -46,6 +46,12 @@ class TooMany(PosternError):
     side = Side.CLIENT
 
 
+class TooLongAgo(PosternError):
+    """Somebody has signed in too long ago to make one: whoever holds their cookie need not be them."""
+
+    side = Side.CLIENT
+
+
 class AppPasswords:
     """The app passwords of one gateway: made, believed, and ended with their owner's access."""
 
@@ -95,15 +101,21 @@ class AppPasswords:
 
     # -- making and ending
 
+    def may_make(self, owner: Session) -> bool:
+        """Whether whoever holds the session `owner` has signed in lately enough to make one."""
+        return self._clock() < owner.signed_in_at + self.terms.fresh
+
     async def issue(self, owner: Session, name: str, route: str, seconds: float) -> tuple[Session, str]:
         """Make one for whoever holds the session `owner`: what is kept of it, and the password itself, which is kept nowhere.
 
-        It ends after `seconds`, or as soon as one may at most. Raises TooMany, StoreUnavailable.
+        It ends after `seconds`, or as soon as one may at most. Raises TooLongAgo, TooMany, StoreUnavailable.
         """
+        if not self.may_make(owner):
+            raise TooLongAgo("the sign-in was too long ago")
         # Two at the same moment may both be the last one: the limit keeps lists readable, and nobody out.
         if len(await self.store.of_user(owner.identity.sub)) >= self.terms.per_user:
             raise TooMany(f"there are {self.terms.per_user} already")
-        now, holder = self._clock(), Holder.new()
+        now, holder = round(self._clock(), 3), Holder.new()  # as a use is noted: later is used, and nothing else
         session = replace(
             owner,
             id=holder.id,

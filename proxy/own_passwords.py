@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from proxy.account import Visit, Visits
 from proxy.answers import Answers, call_of, locale_of, redirect
-from proxy.app_passwords import NAME_CHARS, AppPasswords, TooMany
+from proxy.app_passwords import NAME_CHARS, AppPasswords, TooLongAgo, TooMany
 from proxy.gate import Gate
 from proxy.pages import Action, Fact, MadePassword, Pages, PasswordForm, Passwords
 from proxy.policy import RequestFacts
@@ -88,6 +88,8 @@ class OwnPasswords:
             return await self._listed(request, visit, form, "passwords.bad_days")
         try:
             session, password = await self._passwords.issue(visit.session, name, route, int(days) * _DAY)
+        except TooLongAgo:
+            return await self._listed(request, visit, form, "passwords.too_old")
         except TooMany:
             return await self._listed(request, visit, form, "passwords.too_many")
         if await self._visits.of(request) is None:
@@ -112,6 +114,7 @@ class OwnPasswords:
     ) -> Response:
         """The page; with a `problem` of what was `given`, which stays in the form."""
         given, locale, days = given or {}, locale_of(request), self._days()
+        there = self._public_url + self._here
         found = await self._passwords.store.of_user(visit.session.identity.sub)
         rows = [session for session in found if session.application in self._admits]
         form = PasswordForm(
@@ -123,6 +126,7 @@ class OwnPasswords:
             chosen=given.get("days") or str(max((it for it in days if it <= _USUAL_DAYS), default=days[0])),
             name_chars=NAME_CHARS,
             problem=problem,
+            sign_in=None if self._passwords.may_make(visit.session) else self._answers.sign_in_url(there, switch=True),
         )
         return self._pages.render(
             "passwords",

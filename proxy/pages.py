@@ -105,7 +105,10 @@ class MadePassword:
 
 @dataclass(frozen=True, slots=True)
 class PasswordForm:
-    """The form that makes an app password. `problem`, a key of texts.py, is what was wrong with what it holds."""
+    """The form that makes an app password. `problem`, a key of texts.py, is what was wrong with what it holds.
+
+    Whoever has to sign in again first gets the way there, `sign_in`, in its place.
+    """
 
     url: str
     routes: Sequence[str]
@@ -115,9 +118,12 @@ class PasswordForm:
     chosen: str = ""
     name_chars: int = 64
     problem: str | None = None
+    sign_in: str | None = None
 
     def __post_init__(self) -> None:
         _require_link(self.url)
+        if self.sign_in is not None:
+            _require_link(self.sign_in)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class RedisPasswords(RedisStore, PasswordStore):
         # The index first: what is on none could not be found to be ended.
         person = user_index(session.identity.sub, self.kind)
         await self._records.index(person, session.id, session.expires_at, now)
-        await self._records.create(session.id, stored, b"", now, self._ttl(session, now))
+        await self._records.create(session.id, stored, b"", session.seen_at, self._ttl(session, now))
         return self._cache.adopt(session)
 
     @override

@@ -245,6 +245,9 @@ class AppPasswordSettings(Section):
         "How long one goes on without its owner: since a sign-in of theirs, or a recheck of a session in use. Then it waits "
         "until they have signed in again.",
     )
+    fresh: Seconds = written(
+        "1h", "How long after a sign-in one can be made; later people sign in again first: a stolen cookie is not enough."
+    )
     per_user: Annotated[int, count(1, 1000)] = written(20, "How many anybody may have.")
 
     @field_validator("lifetime")

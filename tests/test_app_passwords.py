@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.app_passwords import AppPasswords, TooMany
+from proxy.app_passwords import AppPasswords, TooLongAgo, TooMany
 from proxy.claims import Grant, Identity
 from proxy.credentials import Credential, Programs, Rejected, Scheme
 from proxy.identity import RelyingParty
@@ -46,7 +46,8 @@ class Bench:
         return self.now
 
     async def owner(self, identity: Identity = ADA) -> Session:
-        session, self.cookie = await self.sessions.create(grant_for(identity), browser="Firefox", address="192.0.2.1")
+        grant = replace(grant_for(identity), signed_in_at=self.now)
+        session, self.cookie = await self.sessions.create(grant, browser="Firefox", address="192.0.2.1")
         await self.settled()
         return session
 
@@ -261,6 +262,22 @@ def test_nobody_can_have_any_number(bench: Bench) -> None:
             await bench.made()
         await bench.passwords.revoke("ada", made[0][0].id)
         await bench.made()
+
+    run(conversation)
+
+
+@pytest.mark.parametrize(("ago", "may"), [(0, True), (3599, True), (3600, False), (1e9, False)])
+def test_only_who_has_signed_in_lately_makes_one(bench: Bench, ago: float, may: bool) -> None:
+    async def conversation() -> None:
+        owner = await bench.owner()
+        bench.now += ago
+        assert bench.passwords.may_make(owner) is may
+        if may:
+            await bench.passwords.issue(owner, "n", "dav", DAY)
+        else:
+            with pytest.raises(TooLongAgo):
+                await bench.passwords.issue(owner, "n", "dav", DAY)
+        assert len(await bench.store.of_user("ada")) == may
 
     run(conversation)
 

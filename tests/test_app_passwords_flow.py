@@ -79,7 +79,8 @@ async def world(**environ: str) -> AsyncIterator[World]:
 
 async def made(gateway: Gateway, route: str = "dav", identity: Identity = ADA) -> tuple[Session, str, str]:
     """An app password: what is kept of it, its value, and the cookie of the session that made it."""
-    owner, cookie = await gateway.store.create(replace(GRANT, identity=identity), browser="b", address="a")
+    grant = replace(GRANT, identity=identity, signed_in_at=time.time())
+    owner, cookie = await gateway.store.create(grant, browser="b", address="a")
     session, value = await gateway.passwords.issue(owner, "phone", route, 86400.0)
     return session, value, f"postern={cookie}"
 

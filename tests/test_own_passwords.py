@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -12,8 +14,8 @@ import pytest
 
 from proxy.claims import Identity
 from proxy.credentials import Credential, Programs, Rejected, Scheme
-from proxy.session import Session
-from tests.gateway_world import ADA, NAVIGATE, Answer, World, settings_for
+from proxy.session import Session, cookie_name
+from tests.gateway_world import ADA, NAVIGATE, Answer, World, grant_for, settings_for
 
 ROUTES = """
 [app_passwords]
@@ -59,6 +61,13 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield it
 
 
+def signed_in(world: World, identity: Identity = ADA, *, ago: float = 0.0) -> str:
+    """The Cookie field of a session of somebody who signed in so many seconds ago."""
+    grant = replace(grant_for(identity), signed_in_at=time.time() - ago)
+    _, value = world.runner.run(world.store.create(grant, browser="Test/1.0", address="192.0.2.1"))
+    return f"{cookie_name(world.settings)}={value}"
+
+
 def make(world: World, cookie: str, headers: dict[str, str] = CLICK, /, **fields: str) -> Answer:
     body = urlencode({**GOOD, **fields}).encode()
     return world.request("POST", HERE, {**headers, **FORM, "Cookie": cookie}, body=body)
@@ -74,7 +83,7 @@ def shown(world: World, value: str, route: str = "dav") -> Session | Rejected:
 
 
 def test_one_is_made_and_shown_this_once(world: World) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     page = world.get(HERE, Cookie=cookie)
     assert page.status == 200
     assert "Those you have" not in page.text
@@ -105,9 +114,9 @@ def test_one_is_made_and_shown_this_once(world: World) -> None:
 
 
 def test_the_home_page_leads_there_where_there_is_anything_to_do(world: World, tmp_path: Path) -> None:
-    assert f'href="{HERE}"' in world.get("/.postern/", Cookie=world.sign_in()).text
+    assert f'href="{HERE}"' in world.get("/.postern/", Cookie=signed_in(world)).text
     with World(settings_for(tmp_path)) as other:
-        cookie = other.sign_in()
+        cookie = signed_in(other)
         assert HERE not in other.get("/.postern/", Cookie=cookie).text
         assert "No app that you may open takes app passwords" in other.get(HERE, Cookie=cookie).text
 
@@ -134,7 +143,7 @@ def test_the_home_page_leads_there_where_there_is_anything_to_do(world: World, t
     ],
 )
 def test_what_is_wrong_is_said_and_what_was_written_stays(world: World, fields: dict[str, str], said: str) -> None:
-    answer = make(world, world.sign_in(), **fields)
+    answer = make(world, signed_in(world), **fields)
     assert answer.status == 422
     assert said in answer.text
     assert 'role="alert"' in answer.text
@@ -155,13 +164,13 @@ def test_what_is_wrong_is_said_and_what_was_written_stays(world: World, fields: 
     ],
 )
 def test_what_is_no_form_makes_nothing(world: World, kind: str, body: bytes) -> None:
-    headers = {**CLICK, "Content-Type": kind, "Cookie": world.sign_in()}
+    headers = {**CLICK, "Content-Type": kind, "Cookie": signed_in(world)}
     assert world.request("POST", HERE, headers, body=body).status == 422
     assert made(world) == []
 
 
 def test_names_of_every_script_and_none_that_does_harm(world: World) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     assert make(world, cookie, name=" 手机上的  日历 ").status == 200
     assert make(world, cookie, name='<script>alert("1")</script>').status == 200
     page = world.get(HERE, Cookie=cookie).text
@@ -172,25 +181,38 @@ def test_names_of_every_script_and_none_that_does_harm(world: World) -> None:
 
 def test_of_a_field_that_comes_twice_the_first_counts(world: World) -> None:
     body = urlencode([*GOOD.items(), ("route", "git"), ("days", "365")]).encode()
-    answer = world.request("POST", HERE, {**CLICK, **FORM, "Cookie": world.sign_in()}, body=body)
+    answer = world.request("POST", HERE, {**CLICK, **FORM, "Cookie": signed_in(world)}, body=body)
     (value,) = VALUE.findall(answer.text)
     assert isinstance(shown(world, value), Session)
     assert isinstance(shown(world, value, "git"), Rejected)
 
 
 def test_there_is_an_end_to_how_many_anybody_may_have(world: World) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     for number in range(3):
         assert make(world, cookie, name=str(number)).status == 200
     answer = make(world, cookie)
     assert answer.status == 422
     assert "Revoke one first" in answer.text
     assert len(made(world)) == 3
-    assert make(world, world.sign_in(BOB)).status == 200, "nobody else is in the way of that"
+    assert make(world, signed_in(world, BOB)).status == 200, "nobody else is in the way of that"
+
+
+def test_who_signed_in_long_ago_signs_in_again_first(world: World) -> None:
+    """A cookie that was stolen must not become an app password, which would outlive it by far."""
+    cookie = signed_in(world, ago=3601)
+    page = world.get(HERE, Cookie=cookie).text
+    assert "sign in again first" in page
+    assert 'name="route"' not in page
+    assert f"return_to=https://apps.example.com{HERE}&amp;prompt=login" in page
+    answer = make(world, cookie)
+    assert answer.status == 422
+    assert not VALUE.search(answer.text)
+    assert made(world) == []
 
 
 def test_one_is_revoked_and_nobody_elses(world: World) -> None:
-    cookie, bobs = world.sign_in(), world.sign_in(BOB)
+    cookie, bobs = signed_in(world), signed_in(world, BOB)
     (value,) = VALUE.findall(make(world, cookie).text)
     (session,) = made(world)
     for password_id in (session.id, "A" * 22, "x", "%2e%2e"):
@@ -210,7 +232,7 @@ def test_one_is_revoked_and_nobody_elses(world: World) -> None:
     [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"}, {}],
 )
 def test_another_site_makes_and_revokes_nothing(world: World, path: str, sent_by: dict[str, str]) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     make(world, cookie)
     (session,) = made(world)
     headers = {"Accept": "text/html", **FORM, "Cookie": cookie} | sent_by
@@ -233,8 +255,8 @@ def test_a_stranger_is_shown_the_way_in(world: World) -> None:
 
 def test_an_app_password_makes_no_other(world: World) -> None:
     """Whoever has caught one has it until it expires, and not for ever."""
-    (value,) = VALUE.findall(make(world, world.sign_in()).text)
-    name = world.sign_in().partition("=")[0]
+    (value,) = VALUE.findall(make(world, signed_in(world)).text)
+    name = signed_in(world).partition("=")[0]
     for cookie in (value, f"1.{value[4:26]}.{value[26:]}"):
         assert make(world, f"{name}={cookie}").status == 401
         assert make(world, "x=y", {**CLICK, "Authorization": f"Bearer {cookie}"}).status == 401
@@ -243,7 +265,7 @@ def test_an_app_password_makes_no_other(world: World) -> None:
 
 def test_who_is_signed_out_in_the_middle_is_left_with_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ends somebody's access ends sessions, then app passwords: one that is just being made must not slip through."""
-    cookie, issue = world.sign_in(), world.passwords.issue
+    cookie, issue = signed_in(world), world.passwords.issue
 
     async def late(owner: Session, *rest: Any) -> tuple[Session, str]:
         await world.store.end_user("ada")
@@ -258,7 +280,7 @@ def test_who_is_signed_out_in_the_middle_is_left_with_none(world: World, monkeyp
 
 
 def test_one_that_waits_says_so(world: World) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     make(world, cookie)
     assert ">waiting<" not in world.get(HERE, Cookie=cookie).text
     world.runner.run(world.passwords.doubt("ada"))
@@ -268,7 +290,7 @@ def test_one_that_waits_says_so(world: World) -> None:
 def test_a_life_of_the_settings_own(tmp_path: Path) -> None:
     routes = ROUTES.replace("[app_passwords]", '[app_passwords]\nlifetime = "45d"')
     with World(settings_for(tmp_path, routes=routes)) as world:
-        cookie = world.sign_in()
+        cookie = signed_in(world)
         page = world.get(HERE, Cookie=cookie).text
         assert re.findall(r'<option value="(\d+)"', page) == ["1", "7", "30", "45"]
         assert '<option value="45" selected>' in page
@@ -277,7 +299,7 @@ def test_a_life_of_the_settings_own(tmp_path: Path) -> None:
 
 
 def test_in_chinese(world: World) -> None:
-    cookie = world.sign_in()
+    cookie = signed_in(world)
     make(world, cookie)
     text = world.get(HERE, Cookie=cookie, Accept_Language="zh-CN").text
     for part in ("应用密码", "您已有的应用密码", "有效期", "撤销"):
@@ -285,5 +307,5 @@ def test_in_chinese(world: World) -> None:
 
 
 def test_from_a_unix_socket_there_is_no_address_to_judge_by(world: World) -> None:
-    headers = {**NAVIGATE, "Cookie": world.sign_in()}
+    headers = {**NAVIGATE, "Cookie": signed_in(world)}
     assert '<option value="dav"' in world.request("GET", HERE, headers, client="").text

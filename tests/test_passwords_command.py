@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def made(
         sessions, passwords = open_store(of, ring), AppPasswords(of, open_passwords(of, ring))
         try:
             for who in owners:
-                owner, _ = await sessions.create(Grant(who, TOKENS, None, 1.0), browser="b", address="192.0.2.7")
+                grant = Grant(who, TOKENS, None, time.time())
+                owner, _ = await sessions.create(grant, browser="b", address="192.0.2.7")
                 found.append(await passwords.issue(owner, name, "dav", 86400 * 30))
             await passwords.doubt(doubt)
         finally:
