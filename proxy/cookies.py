@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 if TYPE_CHECKING:  # the relay reads cookies without carrying pydantic along
     from proxy.settings import Settings
+
+LEAVING: Final = b"postern_leaving"
 
 
 def find(header: bytes, name: bytes) -> bytes | None:
@@ -99,6 +102,15 @@ def build(settings: Settings, name: str, value: str, *, path: str, max_age: int,
     if is_secure(settings):
         parts.append("Secure")
     return "; ".join(parts)
+
+
+def leaving(path: str, *, seconds: int = 60) -> str:
+    """The Set-Cookie by which a script that has signed somebody out of the app at `path` has the next page lead on; 0 deletes.
+
+    For this host alone, and no secret: the worst that planting one does is a question whether to sign out.
+    """
+    where = quote(path, safe="/%!$&'()*+,=:@~")
+    return f"{LEAVING.decode()}=1; Path={where}; Max-Age={seconds}; HttpOnly; SameSite=Lax"
 
 
 @functools.lru_cache(maxsize=64)

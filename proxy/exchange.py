@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.bodies import chunk, last_chunk
+from proxy.cookies import leaving
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.http1 import Fields, ResponseHead, connection_options
 from proxy.pool import Pool, by_load
@@ -206,6 +207,9 @@ class Exchange:
             date=client.date,
             request_id=self._request.id,
         )
+        if verdict is not None and verdict.leaves_next and verdict.route is not None and head.status < 400:
+            # After the fields of the app's: no rewriting of paths is for this one.
+            self._unsent = b"%bSet-Cookie: %b\r\n\r\n" % (self._unsent[:-2], leaving(verdict.route.path).encode())
         client.responding(head.status)
 
     def upstream_flush(self) -> None:

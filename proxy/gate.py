@@ -25,7 +25,7 @@ from proxy.routes import Match, Route, RouteTable, normalise_host
 from proxy.session import Miss, Session, SessionStore
 from proxy.settings import Settings
 from proxy.sites import Sites
-from proxy.verdict import OWN, Kind, Verdict, bad_request, shows_a_page, signed_out
+from proxy.verdict import OWN, Kind, Verdict, bad_request, on_the_way_out, signed_out
 
 # Session cookies looked at in one request. A page on a sibling host can plant some beside the right one, but each costs a
 # question to the store, and a head has room for hundreds.
@@ -326,10 +326,8 @@ class Gate:
         if facts.members and self._group_names:
             groups = self._groups(facts.members)
         reason = decision.reason.word
-        leaves = match.path in route.logout and session is not None and shows_a_page(head.method, head.values)
-        return Verdict(
-            Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups, leaves=leaves
-        )
+        verdict = Verdict(Kind.PASS, route=route, session=session, decision=decision, reason=reason, groups=groups)
+        return on_the_way_out(verdict, head, match.path) if session is not None and route.logout else verdict
 
     def _of_person(self, route: Route, session: Session, facts: RequestFacts) -> Decision:
         """What the policy of `route` says by lasting `facts`: worked out once for each identity."""

@@ -7,7 +7,7 @@ the app's side of it. Whatever a route says itself counts more, and nothing is o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from proxy.header_settings import fold_header
@@ -31,9 +31,9 @@ class Preset:
     encoding: Encoding | None = None
 
 
-# Its sign-out is a link in Gitea since 1.26; here, and in Gitea before, it is a script that sends a POST.
-_FORGEJO: Final = Preset(
+_GITEA: Final = Preset(
     headers={"X-WEBAUTH-USER": "{login}", "X-WEBAUTH-EMAIL": "{email}", "X-WEBAUTH-FULLNAME": "{name}"},
+    logout=("/user/logout",),
     open={"health": ("/api/healthz",), "api": ("/api/v1",)},
 )
 _ARR: Final = Preset(logout=("/logout",), open={"health": ("/ping",), "api": ("/api", "/feed")})
@@ -50,10 +50,10 @@ PRESETS: Final[Mapping[str, Preset]] = {
         headers={"Remote-User": "{login}"},
         open={"health": ("/health",), "shares": ("/share", "/static", "/api/public")},
     ),
-    "forgejo": _FORGEJO,
+    "forgejo": _GITEA,
     # It looks at X-WebAuth-User wherever there is no Remote-User: on what is open to everyone, that is.
     "freshrss": Preset(headers={"Remote-User": "{login}"}, remove=("X-WebAuth-User",), open={"api": ("/api",)}),
-    "gitea": replace(_FORGEJO, logout=("/user/logout",)),
+    "gitea": _GITEA,
     "gradio": Preset(),
     "grafana": Preset(
         headers={

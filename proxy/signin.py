@@ -74,8 +74,9 @@ class SignIn:
     async def intercept(self, request: Request) -> Response:
         """Answer a navigation without a session: on to Logto, to come back to this very URL."""
         call = call_of(request)
-        if call.verdict.leaves:  # nobody signs in to sign out
-            return redirect(self._answers.sign_out_url, 303)
+        if call.verdict.leaves and call.verdict.route is not None:  # nobody signs in to sign out
+            forget = cookies.leaving(call.verdict.route.path, seconds=0)
+            return redirect(self._answers.sign_out_url, 303, set_cookies=[forget])
         return_to = self._answers.return_url(call)
         again = is_too_old(call.verdict)
         if self._answers.cookies_return(call):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+from proxy import cookies
 from proxy.claims import Identity
 from proxy.credentials import REALM
 from proxy.errors import UpstreamProblem
@@ -40,10 +41,22 @@ class Verdict:
 
     `reason` is a stable word for machines, `detail` a sentence for people who run the gateway, `status` the answer's status
     where the gateway answers (0 for PASS and OWN). `groups` are those that Discord puts the person in. `leaves`: the person is
-    signing out of the app, and is to be led on from its answer; with SIGN_IN: wants to, and is out already.
+    signing out of the app, and is to be led on from its answer; with SIGN_IN: wants to, and need not sign in
+    for that. `leaves_next`: a script is signing the person out, and the page that comes next is to be led on.
     """
 
-    __slots__ = ("decision", "detail", "groups", "kind", "leaves", "reason", "route", "session", "status")
+    __slots__ = (
+        "decision",
+        "detail",
+        "groups",
+        "kind",
+        "leaves",
+        "leaves_next",
+        "reason",
+        "route",
+        "session",
+        "status",
+    )
 
     def __init__(
         self,
@@ -57,8 +70,10 @@ class Verdict:
         detail: str = "",
         groups: tuple[str, ...] = (),
         leaves: bool = False,
+        leaves_next: bool = False,
     ) -> None:
         self.leaves = leaves
+        self.leaves_next = leaves_next
         self.groups = groups
         self.kind = kind
         self.route = route
@@ -134,9 +149,27 @@ def challenge(verdict: Verdict, values: Mapping[bytes, bytes]) -> str:
     return programs.challenge(error, detail, by_browser=by_browser) or _COOKIES_ONLY
 
 
+def on_the_way_out(verdict: Verdict, head: RequestHead, path: str) -> Verdict:
+    """`verdict`, that lets somebody pass to `path`, when they are signing out of the app there, or a script has done that."""
+    if verdict.route is not None and path in verdict.route.logout:
+        verdict.leaves = shows_a_page(head.method, head.values)
+        verdict.leaves_next = is_background(head.values)
+        return verdict
+    header = head.values.get(b"cookie", b"")
+    if cookies.LEAVING in header and cookies.find(header, cookies.LEAVING) and is_navigation(head.method, head.values):
+        verdict.kind, verdict.status, verdict.leaves = Kind.SIGN_IN, 302, True
+    return verdict
+
+
 def shows_a_page(method: bytes, values: dict[bytes, bytes]) -> bool:
     """Whether a browser shows the answer in place of the page that asked: a link followed, or a form sent."""
     return method in (b"GET", b"POST") and is_navigation(b"GET", values)
+
+
+def is_background(values: dict[bytes, bytes]) -> bool:
+    """Whether a script of a page of this very origin asks (Fetch metadata 2.2, 2.4); no image on somebody's page does."""
+    mode, site = values.get(b"sec-fetch-mode"), values.get(b"sec-fetch-site")
+    return site == b"same-origin" and mode in (b"cors", b"same-origin")
 
 
 def is_navigation(method: bytes, values: dict[bytes, bytes]) -> bool:

@@ -168,3 +168,19 @@ def test_find_agrees_with_parse(parts: list[bytes]) -> None:
 def _own(name: str) -> bool:
     stripped = name.encode("latin-1").strip()
     return stripped in OWN or stripped.startswith(OWN[2:])
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        ("/", "/"),
+        ("/grafana", "/grafana"),
+        ("/a;b, c", "/a%3Bb,%20c"),
+        ("/%C3%A4", "/%C3%A4"),
+        ("/ä\r\nx", "/%C3%A4%0D%0Ax"),
+    ],
+)
+def test_what_remembers_a_script_that_signed_somebody_out(path: str, written: str) -> None:
+    line = cookies.leaving(path)
+    assert line == f"postern_leaving=1; Path={written}; Max-Age=60; HttpOnly; SameSite=Lax"
+    assert "Max-Age=0;" in cookies.leaving(path, seconds=0)

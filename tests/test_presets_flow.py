@@ -93,6 +93,62 @@ def test_nobody_has_to_sign_in_to_sign_out() -> None:
     run(conversation())
 
 
+SCRIPT = ("Sec-Fetch-Mode: cors", "Sec-Fetch-Site: same-origin")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_after_a_script_has_signed_out_the_next_page_leads_on(method: str) -> None:
+    """As Forgejo does, and most of what is drawn by scripts: the answer goes to the script, which cannot be led anywhere."""
+
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"redirect":"/"}')
+            cookie = f"Cookie: {(await site.sign_in()).decode()}"
+            status, head, body = await site.ask(request("/grafana/logout", *SCRIPT, cookie, method=method))
+            assert (status, body) == (200, b'{"redirect":"/"}'), "what the script gets is the app's"
+            line = "Set-Cookie: postern_leaving=1; Path=/grafana; Max-Age=60; HttpOnly; SameSite=Lax"
+            assert f"\r\n{line}\r\n".encode() in head
+            leaving = cookie + "; postern_leaving=1"
+            asked = len(site.upstream.heads)
+            for fields in (SCRIPT, (*PAGE, "Sec-Purpose: prefetch")):
+                assert (await site.ask(request("/grafana/", *fields, leaving)))[0] == 200, (
+                    "not the page that comes next"
+                )
+            assert (await site.ask(request("/job/x", *PAGE, cookie)))[0] == 200
+            status, head, _ = await site.ask(request("/grafana/", *PAGE, leaving))
+            assert status == 303
+            head = head.lower()
+            assert b"\r\nlocation: http://localhost:3000/.postern/sign-out\r\n" in head
+            assert b"\r\nset-cookie: postern_leaving=1; path=/grafana; max-age=0;" in head, "once is enough"
+            assert len(site.upstream.heads) == asked + 3
+
+    run(conversation())
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "fields"),
+    [
+        ("/grafana/logout", b"403 Forbidden", SCRIPT),
+        ("/grafana/logout", b"502 Bad Gateway", SCRIPT),
+        ("/grafana/logout", b"200 OK", ("Sec-Fetch-Mode: cors", "Sec-Fetch-Site: cross-site")),
+        ("/grafana/logout", b"200 OK", ("Sec-Fetch-Mode: no-cors", "Sec-Fetch-Site: same-origin")),
+        ("/grafana/login", b"200 OK", SCRIPT),
+    ],
+)
+def test_what_signs_nobody_out_leads_nobody_on(path: str, answer: bytes, fields: tuple[str, ...]) -> None:
+    async def conversation() -> None:
+        async with relay_world(TOML) as site:
+            site.upstream.answering(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % answer)
+            cookie = f"Cookie: {(await site.sign_in()).decode()}"
+            _, head, _ = await site.ask(request(path, *fields, cookie, method="POST"))
+            assert b"postern_leaving" not in head
+            planted = cookie + "; xpostern_leaving=1; postern_leaving_=1"
+            status, _, _ = await site.ask(request("/grafana/", *PAGE, planted))
+            assert status == int(answer.split()[0])
+
+    run(conversation())
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "signed_in"),
     [
