@@ -246,7 +246,8 @@ class AppPasswordSettings(Section):
         "until they have signed in again.",
     )
     fresh: Seconds = written(
-        "1h", "How long after a sign-in one can be made; later people sign in again first: a stolen cookie is not enough."
+        "1h",
+        "How long after a sign-in one can be made; later people sign in again first: a stolen cookie is not enough.",
     )
     per_user: Annotated[int, count(1, 1000)] = written(20, "How many anybody may have.")
 
