@@ -259,7 +259,7 @@ async def _tell(it: Setup, settings: Settings, console: Console, env: Path | Non
         write_env(env, values)
         console.print(f"wrote {', '.join(values)} to {env}", markup=False)
     if config is not None:
-        write_config(config, values)
+        write_config(config, values, settings.logto.application)
         console.print(f"wrote the section logto to {config}", markup=False)
     if env is not None or config is not None:
         return

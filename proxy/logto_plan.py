@@ -35,14 +35,20 @@ _MARK: Final = "postern"  # in an application's customData: what this program ma
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the gateway needs. `app_id` is that of the settings, or "" while there is none."""
+class Client:
+    """One of the gateway's applications, with its addresses. `app_id` is that of the settings, or "" while there is none."""
 
     app_name: str
     app_id: str
     callback: str
     signed_out: str
     backchannel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Client):
+    """What the gateway needs: its main application, what goes with that, and the `others` that it is by host."""
+
     hook: str
     home: str
     scopes: tuple[str, ...] = ()
@@ -52,6 +58,7 @@ class Wanted:
     discord: tuple[str, str] | None = field(default=None, repr=False)  # client id and secret
     discord_only: bool = False
     machine: bool = True  # an application of its own for later runs
+    others: tuple[Client, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,14 @@ def plan(wanted: Wanted, found: Found) -> tuple[Step, ...]:
     steps += [_claims(wanted, found), _hook(wanted, found), *_named(wanted, found)]
     # Noted before it is made: killed in between, this program would not know its own things again.
     made = [step.note for step in steps if step.note and step.action == "create"]
-    return (_application(wanted, found, made), *steps)
+    main, *others = find_applications(wanted, found)
+    more = [_application(client, known, ()) for client, known in zip(wanted.others, others, strict=True)]
+    return (_application(wanted, main, made, binds="app"), *more, *steps)
 
 
 def plan_removal(wanted: Wanted, found: Found) -> tuple[Step, ...]:
     """Take back what was made, and nothing that merely was made use of. The application with the note goes last."""
-    application = find_application(wanted, found)
+    application, *others = find_applications(wanted, found)
     mark = mark_of(application)
     made = frozenset(item for item in mark.get("made", ()) if isinstance(item, str))
     steps = list(_experience_removed(wanted, found, ours=f"connectors:{DISCORD}" in made))
@@ -122,17 +131,24 @@ def plan_removal(wanted: Wanted, found: Found) -> tuple[Step, ...]:
         ),
     ]
     steps += [Step("delete", what, (), "DELETE", f"{where}/{it['id']}") for what, where, it in doomed]
-    if application is not None and mark.get("own") is True:
-        what = f"application {application['name']}"
-        steps.append(Step("delete", what, (), "DELETE", f"applications/{application['id']}"))
-    elif application is not None and mark:
-        body = {"customData": {name: it for name, it in application["customData"].items() if name != _MARK}}
-        what, path = f"application {application['name']}", f"applications/{application['id']}"
-        steps.append(Step("change", what, ("made by hand: stays, without our note",), "PATCH", path, body))
+    for known in (*others, application):
+        steps += _application_removed(known)
     machine = find_machine(wanted, found)
     if machine is not None:  # the very last: the token in use may be its own
         steps.append(Step("delete", f"application {machine['name']}", (), "DELETE", f"applications/{machine['id']}"))
     return tuple(steps)
+
+
+def _application_removed(application: Json | None) -> Iterator[Step]:
+    mark = mark_of(application)
+    if application is None or not mark:
+        return
+    what, path = f"application {application['name']}", f"applications/{application['id']}"
+    if mark.get("own") is True:
+        yield Step("delete", what, (), "DELETE", path)
+        return
+    body = {"customData": {name: it for name, it in application["customData"].items() if name != _MARK}}
+    yield Step("change", what, ("made by hand: stays, without our note",), "PATCH", path, body)
 
 
 def _experience_removed(wanted: Wanted, found: Found, *, ours: bool) -> Iterator[Step]:
@@ -148,12 +164,22 @@ def _experience_removed(wanted: Wanted, found: Found, *, ours: bool) -> Iterator
         )
 
 
-def find_application(wanted: Wanted, found: Found) -> Json | None:
-    """The gateway's application: the one of the settings, the one that has its redirect URI, or one of its name without any.
+def find_applications(wanted: Wanted, found: Found) -> list[Json | None]:
+    """The gateway's applications, the main one first. No two of them are the same, whatever addresses somebody gave to one."""
+    there: list[Json | None] = []
+    clients = (wanted, *wanted.others)
+    for client in clients:
+        taken = {it["id"] for it in there if it is not None} | {it.app_id for it in clients if it is not client}
+        there.append(find_application(client, [it for it in found.applications if it["id"] not in taken]))
+    return there
+
+
+def find_application(wanted: Client, applications: Sequence[Json]) -> Json | None:
+    """The application of `wanted`: the one of the settings, the one that has its redirect URI, or one of its name without any.
 
     Never one that merely has the name: two gateways on one Logto have each their own.
     """
-    candidates = [it for it in found.applications if it["type"] == "Traditional"]
+    candidates = [it for it in applications if it["type"] == "Traditional"]
     for application in candidates:
         if wanted.app_id and application["id"] == wanted.app_id:
             return application
@@ -190,9 +216,8 @@ def mark_of(application: Json | None) -> Json:
     return mark if isinstance(mark, Mapping) else {}
 
 
-def _application(wanted: Wanted, found: Found, made: Sequence[str]) -> Step:
+def _application(wanted: Client, application: Json | None, made: Sequence[str], *, binds: str = "") -> Step:
     what = f"application {wanted.app_name}"
-    application = find_application(wanted, found)
     addresses = dict(application["oidcClientMetadata"]) if application is not None else {}
     tokens = dict(application.get("customClientMetadata") or {}) if application is not None else {}
     details = []
@@ -219,7 +244,7 @@ def _application(wanted: Wanted, found: Found, made: Sequence[str]) -> Step:
             "description": "People sign in to Postern with this one.",
         }
         body["customData"] = {_MARK: {"for": wanted.callback, "own": True, "made": sorted(made)}}
-        return Step("create", what, tuple(details), "POST", "applications", body, binds="app")
+        return Step("create", what, tuple(details), "POST", "applications", body, binds=binds)
     what, path = f"application {application['name']}", f"applications/{application['id']}"
     mark = mark_of(application)
     if unnoted := set(made).difference(mark.get("made", ())):
@@ -227,8 +252,8 @@ def _application(wanted: Wanted, found: Found, made: Sequence[str]) -> Step:
         mark = {**mark, "made": sorted({*mark.get("made", ()), *unnoted})}
         body["customData"] = {**(application.get("customData") or {}), _MARK: mark}
     if not details:
-        return Step("keep", what, binds="app", bound=application["id"])
-    return Step("change", what, tuple(details), "PATCH", path, body, binds="app", bound=application["id"])
+        return Step("keep", what, binds=binds, bound=application["id"])
+    return Step("change", what, tuple(details), "PATCH", path, body, binds=binds, bound=application["id"])
 
 
 def _machine(wanted: Wanted, found: Found) -> Iterator[Step]:

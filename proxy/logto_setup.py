@@ -11,9 +11,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -23,22 +23,25 @@ from proxy.logto_api import LogtoApi, Manager, Place
 from proxy.logto_http import LogtoHttp, printable
 from proxy.logto_plan import (
     MANAGEMENT_ROLE,
+    Client,
     Found,
     Step,
     Wanted,
-    find_application,
+    find_applications,
     find_hook,
     find_machine,
     plan,
     plan_removal,
 )
 from proxy.problems import Problem
-from proxy.settings import Settings, SettingsError, load
+from proxy.settings import ApplicationSettings, Settings, SettingsError, load
+from proxy.tree import variable
 
 ADMIN_CLIENT: Final = "m-default"
 _SECRET_QUERY: Final = "select secret from applications where tenant_id = 'admin' and id = 'm-default'"  # noqa: S105 -- SQL
 # What the settings cannot have before the setup has made it.
 _PENDING: Final = {"logto.app_id": "LOGTO_APP_ID", "logto.app_secret": "LOGTO_APP_SECRET", "route": "POSTERN_UPSTREAM"}
+_FURTHER: Final = re.compile(r"logto\.application\[([0-9]+)\]\.(app_id|app_secret)")
 _PLACEHOLDER: Final = "pending"
 
 
@@ -86,25 +89,34 @@ def settings_before(path: Path | None, environ: Mapping[str, str]) -> tuple[Sett
         if not missing:
             raise
     values = {"route": "http://127.0.0.1:9"}
-    given = {_PENDING[key]: values.get(key, _PLACEHOLDER) for key in missing}
+    given = {_variable(key): values.get(key, f"{_PLACEHOLDER}-{key}") for key in missing}  # no two alike
     return load(path, {**environ, **given}), frozenset(missing)
 
 
+def _variable(key: str) -> str:
+    """The variable that gives a key its value."""
+    further = _FURTHER.fullmatch(key)
+    return _PENDING[key] if further is None else variable(("logto", "application", int(further[1]), further[2]))
+
+
 def _pending(problem: Problem) -> str | None:
+    further = _FURTHER.fullmatch(problem.key)
+    if further is not None and problem.what == "is missing":
+        return problem.key
     names = {**{key: key for key in _PENDING}, **{variable: key for key, variable in _PENDING.items()}}
     return names.get(problem.key)
 
 
 def wanted_for(settings: Settings, pending: Iterable[str], extras: Extras) -> Wanted:
     """What the gateway of `settings` needs of its Logto."""
-    own, seen = settings.public_url + settings.prefix, (extras.gateway_url or settings.public_url) + settings.prefix
+    pending = frozenset(pending)
+    main, *others = (
+        _client(site, "logto.app_id" if index == 0 else f"logto.application[{index - 1}].app_id", pending, extras)
+        for index, site in enumerate((settings, *map(settings.of, settings.logto.application)))
+    )
     return Wanted(
-        app_name=extras.app_name,
-        app_id="" if "logto.app_id" in pending else settings.logto.app_id,
-        callback=own + "/callback",
-        signed_out=own + "/signed-out",
-        backchannel=seen + "/backchannel-logout",
-        hook=seen + "/hooks/logto",
+        **asdict(main),
+        hook=(extras.gateway_url or settings.public_url) + settings.prefix + "/hooks/logto",
         home=settings.public_url + "/",
         scopes=settings.scopes,
         resources=settings.logto.resources,
@@ -113,6 +125,19 @@ def wanted_for(settings: Settings, pending: Iterable[str], extras: Extras) -> Wa
         discord=extras.discord,
         discord_only=extras.discord_only,
         machine=extras.machine,
+        others=tuple(others),
+    )
+
+
+def _client(site: Settings, key: str, pending: Collection[str], extras: Extras) -> Client:
+    """The application of one site: `key` is where the settings have its id."""
+    own, seen = site.public_url + site.prefix, (extras.gateway_url or site.public_url) + site.prefix
+    return Client(
+        app_name=extras.app_name if key == "logto.app_id" else f"{extras.app_name} ({site.public_host})",
+        app_id="" if key in pending else site.logto.app_id,
+        callback=own + "/callback",
+        signed_out=own + "/signed-out",
+        backchannel=seen + "/backchannel-logout",
     )
 
 
@@ -219,14 +244,21 @@ class Setup:
     async def result(self) -> dict[str, str]:
         """The settings as variables, once all steps are made. Raises LogtoUnavailable when something is not there after all."""
         found = await self.survey()
-        application, hook = find_application(self._wanted, found), find_hook(self._wanted, found)
-        if application is None or hook is None:
+        applications, hook = find_applications(self._wanted, found), find_hook(self._wanted, found)
+        ids = [str(it["id"]) for it in applications if it is not None]
+        if len(ids) < len(applications) or hook is None:
             raise LogtoUnavailable("what was made is not there: is somebody else changing this Logto?")
         result = {
-            "LOGTO_APP_ID": str(application["id"]),
-            "LOGTO_APP_SECRET": await self._secret(application["id"]),
+            "LOGTO_APP_ID": ids[0],
+            "LOGTO_APP_SECRET": await self._secret(ids[0]),
             "POSTERN_LOGTO__WEBHOOK_KEY": str(hook["signingKey"]),
         }
+        for index, app_id in enumerate(ids[1:]):
+            where = ("logto", "application", index)
+            result |= {
+                variable((*where, "app_id")): app_id,
+                variable((*where, "app_secret")): await self._secret(app_id),
+            }
         machine = find_machine(self._wanted, found)
         if machine is not None:
             result |= {"LOGTO_M2M_ID": str(machine["id"]), "LOGTO_M2M_SECRET": await self._secret(machine["id"])}
@@ -277,10 +309,14 @@ def write_env(path: Path, values: Mapping[str, str]) -> None:
     _replace(path, "\n".join(lines) + "\n")
 
 
-def write_config(path: Path, values: Mapping[str, str]) -> None:
+def write_config(path: Path, values: Mapping[str, str], applications: Sequence[ApplicationSettings] = ()) -> None:
     """Write the settings file at `path` with what the gateway itself needs of `values`; all else comes from its environment."""
     keys = {"LOGTO_APP_ID": "app_id", "LOGTO_APP_SECRET": "app_secret", "POSTERN_LOGTO__WEBHOOK_KEY": "webhook_key"}
     lines = [f"{key} = {json.dumps(values[name])}" for name, key in keys.items()]  # a JSON string is a TOML string, too
+    for index, application in enumerate(applications):
+        table: dict[str, Any] = application.model_dump(include={"hosts", "public_url", "cookie_domain"})
+        table |= {key: values[variable(("logto", "application", index, key))] for key in ("app_id", "app_secret")}
+        lines += ["[[logto.application]]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     _replace(path, "\n".join(["# made by `postern logto setup`", "[logto]", *lines]) + "\n")
 
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.logto_plan import MANAGEMENT_ROLE, Found, Wanted, find_application, mark_of, plan, plan_removal
+from proxy.logto_plan import (
+    MANAGEMENT_ROLE,
+    Client,
+    Found,
+    Wanted,
+    find_application,
+    find_applications,
+    mark_of,
+    plan,
+    plan_removal,
+)
 
 WANTED = Wanted(
     app_name="Postern",
@@ -69,8 +79,56 @@ def test_no_step_says_a_secret() -> None:
 )
 def test_the_application_is_known_by_what_it_must_be(applications: list[Any], app_id: str, found: str | None) -> None:
     wanted = dataclasses.replace(WANTED, app_id=app_id)
-    it = find_application(wanted, dataclasses.replace(EMPTY, applications=applications))
+    it = find_application(wanted, applications)
     assert (it["id"] if it else None) == found
+
+
+OTHER = Client("Postern (b)", "", "https://b/cb", "https://b/out", "https://b/bcl")
+SEVERAL = dataclasses.replace(
+    WANTED, others=(OTHER, Client("Postern (c)", "c", "https://c/cb", "https://c/out", "https://c/bcl"))
+)
+
+
+@pytest.mark.parametrize(
+    ("applications", "found"),
+    [
+        ([], [None, None, None]),
+        ([app("a", redirects=["https://a/cb"]), app("b", redirects=["https://b/cb"]), app("c")], ["a", "b", "c"]),
+        # whatever addresses an application has, it is not two of ours at once
+        ([app("a", redirects=["https://a/cb", "https://b/cb"])], ["a", None, None]),
+        ([app("c", redirects=["https://a/cb", "https://b/cb"])], [None, None, "c"]),
+        ([app("a", redirects=["https://a/cb", "https://b/cb"]), app("b", "Postern (b)")], ["a", "b", None]),
+        ([app("b", kind="SPA", redirects=["https://b/cb"])], [None, None, None]),
+    ],
+)
+def test_each_application_by_host_is_one_of_its_own(applications: list[Any], found: list[str | None]) -> None:
+    there = find_applications(SEVERAL, dataclasses.replace(EMPTY, applications=applications))
+    assert [it["id"] if it is not None else None for it in there] == found
+
+
+def test_what_is_planned_for_further_applications_and_taken_back() -> None:
+    made, by_hand = app("b", "Postern (b)"), app("c", "Shop")
+    steps = plan(SEVERAL, dataclasses.replace(EMPTY, applications=[by_hand]))
+    assert [(step.action, step.what) for step in steps[:3]] == [
+        ("create", "application Postern"),
+        ("create", "application Postern (b)"),
+        ("change", "application Shop"),
+    ]
+    assert steps[1].body["oidcClientMetadata"] == {
+        "redirectUris": ["https://b/cb"],
+        "postLogoutRedirectUris": ["https://b/out"],
+        "backchannelLogoutUri": "https://b/bcl",
+        "backchannelLogoutSessionRequired": True,
+    }
+    made |= {name: steps[1].body[name] for name in ("customData", "oidcClientMetadata", "customClientMetadata")}
+    by_hand |= {name: steps[2].body[name] for name in ("oidcClientMetadata", "customClientMetadata")}
+    there = dataclasses.replace(EMPTY, applications=[made, by_hand])
+    assert [step.action for step in plan(SEVERAL, there)[1:3]] == ["keep", "keep"]
+    assert [(step.action, step.what) for step in plan_removal(SEVERAL, there)] == [
+        ("delete", "application Postern (b)")
+    ]
+    steps = plan(SEVERAL, dataclasses.replace(there, applications=[app("b", "Postern (b)"), by_hand]))
+    assert all(step.action != "create" for step in steps[1:3])
 
 
 def test_a_logto_without_the_role_is_set_up_without_an_application_for_later() -> None:

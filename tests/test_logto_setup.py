@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from proxy.errors import LogtoRefused, LogtoUnavailable
 from proxy.logto_plan import MANAGEMENT_ROLE
@@ -25,7 +26,7 @@ from proxy.logto_setup import (
 )
 from proxy.sandbox import SANDBOX_ADMIN_SECRET
 from proxy.sandbox.faults import Fault
-from proxy.settings import SettingsError
+from proxy.settings import ApplicationSettings, SettingsError
 from tests.logto_stand import DISCORD, PUBLIC, Stand, changing, run
 
 EMPTY = Path(os.devnull)
@@ -163,6 +164,61 @@ def test_what_it_tells_is_enough_for_the_gateway_and_for_the_next_run() -> None:
         own = Access(client_id=told["LOGTO_M2M_ID"], client_secret=told["LOGTO_M2M_SECRET"])
         later = {name: it for name, it in told.items() if not name.startswith("LOGTO_M2M")}
         assert changing(await stand.run(EVERYTHING, access=own, environ=later)) == []
+
+    run(conversation)
+
+
+BY_HOST = {
+    "POSTERN_LOGTO__APPLICATION__0__HOSTS": "shop.example.org",
+    "POSTERN_LOGTO__APPLICATION__1__HOSTS": "*.b.example.com",
+    "POSTERN_LOGTO__APPLICATION__1__PUBLIC_URL": "https://b.b.example.com",
+    "POSTERN_LOGTO__APPLICATION__1__COOKIE_DOMAIN": "b.example.com",
+}
+
+
+def test_each_application_by_host_is_made_told_kept_and_taken_back() -> None:
+    async def conversation(stand: Stand) -> None:
+        await stand.run(environ=BY_HOST)
+        async with stand.setup(environ=BY_HOST) as setup:
+            told = await setup.result()
+        console = stand.state.console
+        people = {it["id"]: it for it in console.applications.values() if it["type"] == "Traditional"}
+        named = [
+            told["LOGTO_APP_ID"],
+            told["POSTERN_LOGTO__APPLICATION__0__APP_ID"],
+            told["POSTERN_LOGTO__APPLICATION__1__APP_ID"],
+        ]
+        assert sorted(named) == sorted(people)
+        for app_id, base in zip(named, (PUBLIC, "https://shop.example.org", "https://b.b.example.com"), strict=True):
+            addresses = people[app_id]["oidcClientMetadata"]
+            assert addresses["redirectUris"] == [base + "/.postern/callback"]
+            assert addresses["postLogoutRedirectUris"] == [base + "/.postern/signed-out"]
+            assert addresses["backchannelLogoutUri"] == base + "/.postern/backchannel-logout"
+            assert people[app_id]["customClientMetadata"] == {"alwaysIssueRefreshToken": True}
+        assert told["POSTERN_LOGTO__APPLICATION__1__APP_SECRET"] == console.secret_of(named[2])
+        assert len(console.hooks) == 1
+        later = {**BY_HOST, **{name: it for name, it in told.items() if not name.startswith("LOGTO_M2M")}}
+        assert changing(await stand.run(environ=later)) == []
+        people[named[1]]["oidcClientMetadata"]["redirectUris"] = []
+        assert changing(await stand.run(environ=later)) == ["change application Postern (shop.example.org)"]
+        async with stand.setup(environ=later) as setup:
+            async for _ in setup.carry_out(await setup.plan_removal()):
+                pass
+        assert stand.held()["applications"] == []
+
+    run(conversation)
+
+
+def test_a_run_that_was_killed_between_two_applications_goes_on() -> None:
+    async def conversation(stand: Stand) -> None:
+        await stand.run(environ=BY_HOST, stop_after=2)
+        async with stand.setup(environ=BY_HOST) as setup:
+            with pytest.raises(LogtoUnavailable):
+                await setup.result()
+        await stand.run(environ=BY_HOST)
+        async with stand.setup(environ=BY_HOST) as setup:
+            assert len(await setup.result()) == 9
+        assert len(stand.held()["applications"]) == 4
 
     run(conversation)
 
@@ -310,6 +366,12 @@ def test_settings_may_lack_what_the_setup_makes_and_nothing_else() -> None:
     assert [problem.key for problem in caught.value.problems] == ["public_url"]
     with pytest.raises(SettingsError):
         settings_before(EMPTY, {**complete, "POSTERN_PUBLIC_URL": "nonsense"})
+    settings, pending = settings_before(EMPTY, {**complete, **BY_HOST})
+    assert [it.hosts for it in settings.logto.application] == [("shop.example.org",), ("*.b.example.com",)]
+    assert pending == {f"logto.application[{n}].{key}" for n in (0, 1) for key in ("app_id", "app_secret")}
+    with pytest.raises(SettingsError) as caught:
+        settings_before(EMPTY, {**complete, "POSTERN_LOGTO__APPLICATION__0__APP_ID": "x"})
+    assert [problem.key for problem in caught.value.problems] == ["logto.application[0].hosts"]
 
 
 @pytest.mark.parametrize(
@@ -384,6 +446,14 @@ def test_an_env_file_is_written_whole_and_for_its_owner(tmp_path: Path) -> None:
     write_config(config, told)
     table = {"app_id": "a", "app_secret": 'q"\\', "webhook_key": "k" * 32}
     assert (tomllib.loads(config.read_text()), stat.S_IMODE(config.stat().st_mode)) == ({"logto": table}, 0o600)
+    one = ApplicationSettings(
+        hosts=("b.test", "*.b.test"), cookie_domain="b.test", app_id="x", app_secret=SecretStr("x")
+    )
+    own = {"POSTERN_LOGTO__APPLICATION__0__APP_ID": "b", "POSTERN_LOGTO__APPLICATION__0__APP_SECRET": "s"}
+    write_config(config, told | own, [one])
+    second = {"hosts": ["b.test", "*.b.test"], "public_url": "", "cookie_domain": "b.test"}
+    second |= {"app_id": "b", "app_secret": "s"}
+    assert tomllib.loads(config.read_text()) == {"logto": {**table, "application": [second]}}
     config.unlink()
     fresh = tmp_path / "fresh.env"
     write_env(fresh, {"A": "1"})
