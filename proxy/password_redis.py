@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -9,6 +10,7 @@ from typing_extensions import override
 
 from proxy.errors import StoreUnavailable
 from proxy.password_store import PasswordStore, changed
+from proxy.session_cache import Entry
 from proxy.session_codec import PASSWORDS, Damaged, Holder, Kind, Session, encode_session, is_session_id
 from proxy.session_records import opened, user_index
 from proxy.session_redis import RedisStore
@@ -30,6 +32,13 @@ class RedisPasswords(RedisStore, PasswordStore):
         await self._records.index(person, session.id, session.expires_at, now)
         await self._records.create(session.id, stored, b"", session.seen_at, self._ttl(session, now))
         return self._cache.adopt(session)
+
+    @override
+    def _note_use(self, entry: Entry, now: float) -> None:
+        # The first use at once: whoever has just set up a program looks whether it has come.
+        if entry.noted_at <= entry.session.created_at:
+            entry.noted_at = -math.inf
+        super()._note_use(entry, now)
 
     @override
     async def amend(self, session_id: str, change: Callable[[Session], Session]) -> Session | None:

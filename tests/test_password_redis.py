@@ -50,7 +50,7 @@ async def workers(url: str, count: int = 2, ring: KeyRing = RING) -> AsyncIterat
 
 
 async def issued(store: RedisPasswords, seconds: float = 3600.0) -> tuple[Session, Holder]:
-    now, holder = time.time(), Holder.new()
+    now, holder = round(time.time() - 1, 3), Holder.new()
     errand = Errand("calendar", "dav", now)
     session = Session(holder.id, ADA, None, now, now, now + seconds, 0.0, "b", "a", via="password", errand=errand)
     return await store.issue(holder, session), holder
@@ -69,6 +69,25 @@ def test_what_lies_there_is_sealed_and_ends_by_itself(server: RedisServer) -> No
                 assert not any(told in value for value in fields.values())
             await store.load(holder.cookie)
             assert server.do("PTTL", f"postern:p:{session.id}") > 3500_000
+
+    asyncio.run(conversation())
+
+
+def test_the_first_use_is_noted_at_once_and_the_next_in_their_time(server: RedisServer) -> None:
+    async def conversation() -> None:
+        async with workers(server.url, 2) as (store, other):
+            session, holder = await issued(store)
+            assert session.seen_at == session.created_at, "not used"
+            await other.load(holder.cookie)
+            await other.settled()
+            found = await store.find(session.id)
+            assert found is not None
+            assert found.seen_at > session.created_at
+            await store.load(holder.cookie)
+            await store.settled()
+            again = await other.find(session.id)
+            assert again is not None
+            assert again.seen_at == found.seen_at
 
     asyncio.run(conversation())
 
