@@ -80,29 +80,28 @@ class ResourceTokens:
                 return None
             if not answered and missing(tokens, audiences, self._clock()):
                 raise LogtoUnavailable("Logto does not say which access tokens the app may be given")
-        if (old := due(tokens, audiences, self._clock())) and session_id not in self._jobs:
-            self._in_the_background(cookie, session_id, old)
+        old = [it for it in due(tokens, audiences, self._clock()) if self._pauses.over((session_id, it))]
+        if old and session_id not in self._jobs:
+            self._start(cookie, session_id).wanted += old  # in the background
         return handed_out(tokens, audiences, self._clock())
 
     async def close(self) -> None:
         """Let what is under way come to its end: refresh tokens may have been replaced already."""
         await turns.ended((job.task for job in self._jobs.values()), _DRAIN_SECONDS)
 
-    def _in_the_background(self, cookie: str, session_id: str, wanted: list[Audience]) -> None:
-        if self._pauses.over(session_id):
-            self._start(cookie, session_id).wanted += wanted
-
     async def _wait_for(self, cookie: str, session_id: str, wanted: list[Audience], deadline: float) -> bool:
         """Wait for the asking that is under way, or begin it; False when it fails, has just failed, or takes too long."""
-        job = self._jobs.get(session_id)
-        if job is None:
-            if not self._pauses.over(session_id):
-                return False
-            job = self._start(cookie, session_id)
+        if not self._worth_asking(session_id, wanted):
+            return False
+        job = self._jobs.get(session_id) or self._start(cookie, session_id)
         job.wanted += [audience for audience in wanted if audience not in job.wanted]
         job.urgent = True
         finished, _ = await asyncio.wait([job.task], timeout=deadline - time.monotonic())
-        return bool(finished) and job.task.result()
+        return bool(finished) and job.task.result() and self._worth_asking(session_id, wanted)
+
+    def _worth_asking(self, session_id: str, wanted: list[Audience]) -> bool:
+        """Whether none of `wanted` has just failed. Each for itself: what one app wants in vain is nothing to another."""
+        return all(self._pauses.over((session_id, audience)) for audience in wanted)
 
     def _start(self, cookie: str, session_id: str) -> _Job:
         # A task of its own: it belongs to no request, and no client that leaves ends it.
@@ -111,32 +110,33 @@ class ResourceTokens:
         return job
 
     async def _run(self, job: _Job, session_id: str) -> bool:
-        """Ask for what is wanted; True when Logto has answered, or another worker is at it and nobody waits. Raises nothing."""
+        """Ask for what is wanted; False when there was no turn to be had, though somebody waits. Raises nothing."""
         try:
-            done = await self._take_a_turn(job, session_id)
+            mark = await turns.take(self._store, session_id, lambda: job.urgent, _WAIT_SECONDS)
+            if mark is None:
+                return not job.urgent
+            async with turns.held(self._store, session_id, mark):
+                while job.wanted:
+                    await self._try(job.cookie, session_id, job.wanted.pop(0))
         except StoreUnavailable as error:
             _log.warning("no access tokens are got for session %s: %s", session_id, error)
             return False
-        except Exception:  # noqa: BLE001 -- nobody else would say so
-            _log.exception("no access tokens are got for session %s", session_id)
-            done = False
         finally:
             del self._jobs[session_id]
-        if done:
-            self._pauses.succeeded(session_id)
-        else:
-            self._pauses.failed(session_id)
-        return done
-
-    async def _take_a_turn(self, job: _Job, session_id: str) -> bool:
-        mark = await turns.take(self._store, session_id, lambda: job.urgent, _WAIT_SECONDS)
-        if mark is None:
-            return not job.urgent
-        async with turns.held(self._store, session_id, mark):
-            while job.wanted:
-                if not await self._get(job.cookie, job.wanted.pop(0)):
-                    return False
         return True
+
+    async def _try(self, cookie: str, session_id: str, audience: Audience) -> None:
+        try:
+            got = await self._get(cookie, audience)
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 -- nobody else would say so
+            _log.exception("no access token for %s is got for session %s", audience, session_id)
+            got = False
+        if got:
+            self._pauses.succeeded((session_id, audience))
+        else:
+            self._pauses.failed((session_id, audience))
 
     async def _get(self, cookie: str, audience: Audience) -> bool:
         """Get one token, when it is our turn; True when it is there, or Logto has said that there is none."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
@@ -83,31 +83,33 @@ async def ended(tasks: Iterable[asyncio.Task[Any]], seconds: float) -> None:
 
 
 class Pauses:
-    """When a session that Logto failed may be asked about again: it may be down because it is asked too much."""
+    """When what Logto failed may be asked again: it may be down because it is asked too much."""
 
     def __init__(self) -> None:
-        self._again_at: dict[str, tuple[float, float]] = {}  # id -> time.monotonic() of the next try, and its pause
+        self._again_at: dict[
+            Hashable, tuple[float, float]
+        ] = {}  # what -> time.monotonic() of the next try, and its pause
 
     def __len__(self) -> int:
         return len(self._again_at)
 
-    def over(self, session_id: str) -> bool:
+    def over(self, what: Hashable) -> bool:
         """Whether it may be tried now."""
-        known = self._again_at.get(session_id)
+        known = self._again_at.get(what)
         return known is None or time.monotonic() >= known[0]
 
-    def failed(self, session_id: str) -> float:
+    def failed(self, what: Hashable) -> float:
         """It has failed (once more); returns for how many seconds it is let be."""
-        _, pause = self._again_at.pop(session_id, (0.0, _AGAIN_SECONDS / 2))
+        _, pause = self._again_at.pop(what, (0.0, _AGAIN_SECONDS / 2))
         pause = min(pause * 2, _AGAIN_SECONDS_MOST)
         if len(self._again_at) >= _FAILURES:
             del self._again_at[next(iter(self._again_at))]
-        self._again_at[session_id] = (time.monotonic() + pause, pause)
+        self._again_at[what] = (time.monotonic() + pause, pause)
         return pause
 
-    def succeeded(self, session_id: str) -> None:
+    def succeeded(self, what: Hashable) -> None:
         """It has not."""
-        self._again_at.pop(session_id, None)
+        self._again_at.pop(what, None)
 
     def clear(self) -> None:
         """Let everything be tried now."""

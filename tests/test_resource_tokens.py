@@ -314,6 +314,25 @@ def test_no_answer_is_no_answer_and_is_not_asked_for_again_at_once(make: Make, e
     run(conversation())
 
 
+def test_what_one_app_wants_in_vain_is_nothing_to_another(make: Make) -> None:
+    async def conversation() -> None:
+        async with make(delay=0.02, errors={API: LogtoRefused("invalid_access_token")}) as world:
+            for _ in range(3):
+                found = await asyncio.gather(
+                    *(world.given(API), world.given(API, OTHER), world.given(OTHER), world.given(ACME)),
+                    return_exceptions=True,
+                )
+                assert [isinstance(one, LogtoUnavailable) for one in found] == [True, True, False, False]
+                assert list(found[2:]) == [["https://other.example.com 2"], [f"{ACME} 3"]]
+            assert world.logto.count() == 1
+            world.clock.offset += 0.85 * LIFE
+            await world.given(OTHER)
+            await world.settled()
+            assert world.logto.count(OTHER) == 2
+
+    run(conversation())
+
+
 def test_while_logto_is_down_what_is_good_is_handed_out(make: Make) -> None:
     async def conversation() -> None:
         async with make() as world:
@@ -377,7 +396,7 @@ def test_whoever_waits_waits_for_another_worker_and_then_asks(make: Make) -> Non
         async with make() as world:
             mark = await world.stores[0].claim(f"renew:{world.session_id}", 1e6)
             assert mark is not None
-            world.workers[0]._in_the_background(world.cookie, world.session_id, [API])
+            world.workers[0]._start(world.cookie, world.session_id).wanted.append(API)
             await world.settled()
             assert world.logto.asked == [], "the background is content when another is at it"
             waiting = asyncio.ensure_future(world.given())
@@ -493,14 +512,17 @@ def test_while_the_store_is_away_nobody_can_tell(server: RedisServer) -> None:
     asyncio.run(conversation())
 
 
-def test_a_store_that_takes_no_claim_is_said_to_be_away(caplog: pytest.LogCaptureFixture) -> None:
-    class Away(MemoryStore):
-        async def claim(self, name: str, ttl: float) -> str | None:
-            raise StoreUnavailable("away")
+@pytest.mark.parametrize("method", ["claim", "read"])
+def test_a_store_that_goes_away_in_the_middle_is_said_to_be_away(
+    method: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise StoreUnavailable("away")
 
     async def conversation() -> None:
         clock = Clock()
-        store = Away(idle=1e6, lifetime=1e7, clock=clock)
+        store = MemoryStore(idle=1e6, lifetime=1e7, clock=clock)
+        monkeypatch.setattr(store, method, away)
         worker = ResourceTokens(store, clock=clock)
         tokens = Tokens("id-0", "access-0", clock() + LIFE, "refresh-0")
         _, cookie = await store.create(Grant(ALICE, tokens, "sid", 1.0), browser="b", address="a")
