@@ -150,6 +150,22 @@ def test_sessions_and_app_passwords_are_reported_apart(server: RedisServer) -> N
     asyncio.run(conversation())
 
 
+def test_who_comes_has_theirs_sealed_anew_before_an_old_secret_goes(server: RedisServer) -> None:
+    old, new = b"k" * 32, b"n" * 32
+
+    async def conversation() -> None:
+        async with workers(server.url, 1, KeyRing([old])) as (store,):
+            (come, known_holder), (stays, other_holder) = await issued(store), await issued(store)
+        async with workers(server.url, 1, KeyRing([new, old])) as (store,):
+            assert await store.amend(come.id, lambda it: it) is not None
+        async with workers(server.url, 1, KeyRing([new])) as (store,):
+            assert await store.load(known_holder.cookie) is not None
+            assert await store.load(other_holder.cookie) is None
+            assert await store.find(stays.id) is None
+
+    asyncio.run(conversation())
+
+
 def test_of_two_changes_at_once_neither_is_lost(server: RedisServer) -> None:
     async def conversation() -> None:
         async with workers(server.url) as (one, other):
