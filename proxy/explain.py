@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 from proxy.access_tokens import read_access_token
 from proxy.assertion import HEADER
 from proxy.bearer import OTHER_API, session_of
-from proxy.claims import identity_from_claims
+from proxy.claims import ApiToken, Tokens, identity_from_claims
 from proxy.credentials import Rejected
 from proxy.discord import Discord
 from proxy.forwarding import Forwarding, parse_address
 from proxy.gate import Gate, Guilds
+from proxy.headers import RouteHeaders
 from proxy.http1 import RequestHead, read_request
 from proxy.presets import PRESETS
 from proxy.routes import Route, RouteTable
@@ -102,7 +103,7 @@ def explain(
         return Explanation(verdict, None)
     headers = route_headers(settings, routes)[verdict.route]
     # A real assertion would let whoever reads this over a shoulder be that person to the app, for minutes.
-    block = _ASSERTION.sub(rb"\1(a signed token)", headers.identity_block(verdict.identity, None))
+    block = _ASSERTION.sub(rb"\1(a signed token)", headers.identity_block(verdict.identity, _tokens(verdict, headers)))
     forwarding = Forwarding(())
     origin = forwarding.origin(head, forwarding.peer(client), parts.scheme.encode())
     return Explanation(verdict, headers.to_upstream(head, origin, block, b"example"))
@@ -131,6 +132,14 @@ def _known_by(settings: Settings, claims: Mapping[str, Any], route: Route | None
     valid.pop("nbf", None)
     made = read_access_token(valid, issuer=settings.logto.issuer, now=now)
     return OTHER_API if programs.audiences.isdisjoint(made.audiences) else session_of(made, "example", now)
+
+
+def _tokens(verdict: Verdict, headers: RouteHeaders) -> Tokens | None:
+    """Words in the place of Logto's tokens, which only the gateway has, and only for people with a session."""
+    if verdict.session is None or verdict.session.via != "cookie":
+        return None
+    for_apis = {audience: ApiToken(f"(an access token for {audience})", 0.0, 0.0) for audience in headers.audiences}
+    return Tokens("(the ID token)", "(the access token)", 0.0, None, for_apis)
 
 
 def _session(settings: Settings, claims: Mapping[str, Any]) -> Session:

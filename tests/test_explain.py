@@ -79,6 +79,26 @@ def test_the_head_is_what_the_app_would_get(settings: Settings) -> None:
     assert "X-Postern-Assertion: (a signed token)" in lines, "a real one would make its reader that person for minutes"
 
 
+def test_logtos_tokens_are_said_to_be_there_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    values = "X-Id = '{id_token}', X-Api = 'Bearer {access_token:https://api}', Authorization = '{access_token}'"
+    file.write_text(f"{TOML}\nbearer = 'https://api'\nallow = 'everyone'\nheaders = {{ set = {{ {values} }} }}")
+    settings = load(file, {})
+
+    def told(claims: dict[str, object] | None) -> list[str]:
+        head = explain(settings, "https://apps.example.com/private", "GET", claims).head
+        assert head is not None
+        return [line for line in head.decode().split("\r\n") if line.startswith(("X-Id", "X-Api", "Authorization"))]
+
+    assert told(STAFF) == [
+        "X-Id: (the ID token)",
+        "X-Api: Bearer (an access token for https://api)",
+        "Authorization: (the access token)",
+    ]
+    assert told(None) == []
+    assert told({**STAFF, "client_id": "robot", "scope": ""}) == []
+
+
 def test_without_guilds_discord_is_not_asked(settings: Settings) -> None:
     explanation = asyncio.run(explain_asking(settings, "https://wiki.example.com/a", "GET", STAFF))
     assert explanation.verdict.kind is Kind.PASS
