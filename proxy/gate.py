@@ -110,12 +110,12 @@ class Gate:
         match = self.match(head, host)
         if isinstance(match, Verdict):
             return match
-        credential = self.presented(head, match.route)
+        credential = self.presented(head, match.route) if AUTHORIZATION in head.values else None
         session = self._peek(head, host) if credential is None else self._peek_credential(credential, host)
         if session is Miss.MISS:
             return None
         verdict = self.decide(head, host, client, match, session)
-        return None if self._could_ask(verdict) else verdict
+        return None if self._guilds is not None and self._could_ask(verdict) else verdict
 
     async def judge_later(self, head: RequestHead, host: str, client: Address | None) -> Verdict:
         """As `judge`, reading the session from the store and asking Discord. Never raises for their sake: that is UNAVAILABLE."""

@@ -149,25 +149,21 @@ def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS)
     request line are skipped (RFC 9112 2.2). Raises MalformedRequest with the status to answer: 400, 405, 414, 417, 431,
     501, 505.
     """
-    start = 0
-    while buffer.startswith(b"\r\n", start):
-        start += 2
-        if start > 2 * _EMPTY_LINES:
-            raise MalformedRequest(400, "too many empty lines instead of a request")
+    start = _empty_lines(buffer) if buffer[:1] == b"\r" else 0
     end = buffer.find(b"\r\n\r\n", start)
     if end < 0:
         _check_partial(buffer, start, limits)
         return None
-    head = bytes(buffer[start : end + 2])
-    if len(head) > limits.head:
+    if end + 2 - start > limits.head:
         raise MalformedRequest(431, "the request's header section is too large")
-    line = _REQUEST_LINE.match(head)
+    line = _REQUEST_LINE.match(buffer, start, end + 2)
     if line is None:
-        raise _bad_request_line(head, limits)
+        raise _bad_request_line(bytes(buffer[start : end + 2]), limits)
     method, target, minor = line.groups()
     if len(target) > limits.uri:
         raise MalformedRequest(414, "the request's target is too long")
-    section = _read_section(head[line.end() :])
+    block = bytes(buffer[line.end() : end + 2])
+    section = _remembered.get(block) or _read_section(block)
     if section is None:
         raise MalformedRequest(400, "a header field is malformed")
     if len(section.fields) > limits.fields:
@@ -188,6 +184,16 @@ def read_request(buffer: bytes | bytearray, limits: HeadLimits = DEFAULT_LIMITS)
     if target[:1] == b"/":
         section.settled = _as_settled(request)
     return request, end + 4
+
+
+def _empty_lines(buffer: bytes | bytearray) -> int:
+    """The bytes of the empty lines that `buffer` begins with."""
+    start = 0
+    while buffer.startswith(b"\r\n", start):
+        start += 2
+        if start > 2 * _EMPTY_LINES:
+            raise MalformedRequest(400, "too many empty lines instead of a request")
+    return start
 
 
 def _as_settled(request: RequestHead) -> RequestHead:
@@ -258,22 +264,20 @@ def may_tunnel(upgrade: bytes) -> bool:
 
 
 def _read_section(block: bytes) -> Section | None:
-    """Read a header section (`block`: whole lines, each with its end); None when a line is malformed.
+    """Read a header section that is not remembered (`block`: whole lines, each with its end); None when a line is malformed.
 
     Clients that poll and proxies in front send the same section over and over, and the same bytes mean the same: the latest
     ones are remembered as they were read. Bounded in number and size; a session found through a remembered cookie is looked up
     anew each time.
     """
-    section = _remembered.get(block)
-    if section is None:
-        fields, values = read_fields(block, 0)
-        if fields is None:
-            return None
-        section = Section(fields, values)
-        if len(block) <= _LONGEST_REMEMBERED:
-            if len(_remembered) >= _REMEMBERED:
-                _remembered.clear()
-            _remembered[block] = section
+    fields, values = read_fields(block, 0)
+    if fields is None:
+        return None
+    section = Section(fields, values)
+    if len(block) <= _LONGEST_REMEMBERED:
+        if len(_remembered) >= _REMEMBERED:
+            _remembered.clear()
+        _remembered[block] = section
     return section
 
 

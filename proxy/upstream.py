@@ -13,7 +13,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.bodies import Body, CloseBody, response_body
+from proxy.bodies import Body, CloseBody, LengthBody, response_body
 from proxy.errors import MalformedResponse, UpstreamFailed, UpstreamProblem
 from proxy.http1 import Fields, HeadLimits, ResponseHead, read_response
 from proxy.upstream_tls import reason_of
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _LIMITS: Final = HeadLimits(head=262144)
 _LAST_WORDS: Final = 262144  # bytes of an answer that are read when its connection has broken
 _INTERIM: Final = 262144  # bytes of 1xx heads before a final one: a server that sends them for ever never answers
+
+
+_NO_MORE: Final = LengthBody(0)  # of an answer that is complete; nothing is ever read with it
 
 
 class Sink(Protocol):
@@ -245,6 +248,9 @@ class UpstreamConnection(asyncio.Protocol):
                 return
         self._reusable = head.keep_alive
         self.pool.answered(head)
+        if head.length == len(data):
+            self._read_whole(sink, head, data)
+            return
         body = response_body(head)
         self._body = body
         sink.upstream_head(head)
@@ -254,6 +260,17 @@ class UpstreamConnection(asyncio.Protocol):
             self._read_body(sink, body, data)
         if self._sink is sink:
             sink.upstream_flush()
+
+    def _read_whole(self, sink: Sink, head: ResponseHead, payload: bytes) -> None:
+        """Hand on an answer that has come in one piece, as most do."""
+        self._body = _NO_MORE
+        sink.upstream_head(head)
+        if payload and self._sink is sink:
+            sink.upstream_data(payload)
+        if self._sink is sink:
+            self._sink = None
+            self._release(clean=True)
+            sink.upstream_done([])
 
     def _read_body(self, sink: Sink, body: Body, data: bytes) -> None:
         payload = body.feed(data)

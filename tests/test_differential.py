@@ -317,7 +317,7 @@ class Recorder(AccessLog):
         self._decided = decided
 
     @override
-    def write(self, request: Request, *, cut: bool = False) -> None:
+    def write(self, request: Request, seconds: float, sent: int, *, cut: bool = False) -> None:
         passed = request.verdict is not None and request.verdict.kind is Kind.PASS and request.status != 204
         self._decided.ended.append("pass" if passed else str(request.status))
 
