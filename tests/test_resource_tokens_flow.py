@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,12 +13,15 @@ import httpx2
 import jwt
 import pytest
 
-from proxy.sandbox import SANDBOX_APP_ID
+from proxy.sandbox import SANDBOX_APP_ID, SANDBOX_APP_SECRET, SandboxConfig
 from proxy.sandbox.faults import Fault
 from proxy.sandbox.people import Person
+from proxy.sandbox.run import running_logto
 from proxy.sandbox.visitor import visit
+from tests.life_world import life
 from tests.redis_server import RedisServer, redis_server
 from tests.test_logto_trouble import ADA, PAGE, World, place, stranger, until
+from tests.test_renewal_flow import Expired, signed_in
 
 API = "https://api.example.com"
 ACME = "acme00000001"
@@ -106,6 +110,37 @@ def test_an_app_is_given_a_token_for_its_api_and_logto_is_asked_once(store: dict
         assert asked(world) == [(API, None)]
 
     run(conversation, {**route(f"{{access_token:{API}}}"), **store})
+
+
+def test_thirty_requests_at_two_workers_ask_a_slow_logto_once(tmp_path: Path, redis: RedisServer) -> None:
+    async def conversation() -> None:
+        config = SandboxConfig.for_gateway("http://127.0.0.1:1", "http://localhost:3000")
+        async with running_logto(config) as logto:
+            environ = {
+                "REDIS_URL": redis.url,
+                "LOGTO_ENDPOINT": logto.url,
+                "LOGTO_APP_ID": SANDBOX_APP_ID,
+                "LOGTO_APP_SECRET": SANDBOX_APP_SECRET,
+            }
+            async with life(tmp_path, environ, "--workers", "2") as gateway:
+                await gateway.until(lambda: len(gateway.workers()) == 2, "two workers")
+                text = f'[[route]]\nname = "app"\nupstream = "{gateway.upstream.url}"\n'
+                await gateway.reload(text + f'headers.set = {{ Authorization = "Bearer {{access_token:{API}}}" }}\n')
+                await gateway.until_said("settings reloaded: generation 2")
+                cookie = await signed_in(gateway.port)
+                request = b"GET /page HTTP/1.1\r\nHost: localhost:3000\r\nCookie: %s\r\n\r\n" % cookie
+                workers = Expired(gateway, logto.state, request)
+                first, second = await workers.both()
+                assert min(len(first), len(second)) >= 15
+                logto.state.faults.append(Fault("token", delay=1.0))
+                answers = await asyncio.gather(*(client.ask(request) for client in first[:15] + second[:15]))
+                assert [status for status, *_ in answers] == [200] * 30
+                assert workers.refreshes() == 1
+                told = [line for head in gateway.upstream.heads for line in head.split(b"\r\n") if b"Bearer ey" in line]
+                assert len(told) == 30
+                assert len(set(told)) == 1
+
+    asyncio.run(conversation())
 
 
 def test_the_sign_in_asks_for_what_the_templates_name() -> None:
