@@ -13,8 +13,9 @@ from typing import Final
 
 from proxy.errors import StoreUnavailable
 from proxy.session_cache import Line, SessionCache
+from proxy.session_codec import SESSIONS, Kind
 from proxy.session_servers import Reach, Server, Servers
-from proxy.session_tracking import PREFIX, Listener, Tracker
+from proxy.session_tracking import Listener, Tracker
 
 _AT_ONCE: Final = 32
 _AGAIN_SECONDS: Final = 1.0
@@ -38,9 +39,9 @@ class Mirror:
         grace: bool,
         read_again: Callable[[str, str | None], Awaitable[None]],
         resumed: Callable[[], None],
-        prefix: str = PREFIX,
+        kind: Kind = SESSIONS,
     ) -> None:
-        """`prefix` is that of the records' keys. With `grace`, entries outlive the loss of reports, for `cache.stale` to find."""
+        """With `grace`, entries outlive the loss of reports, for `cache.stale` to find."""
         self._servers = servers
         self._cache = cache
         self._reach = reach
@@ -48,7 +49,7 @@ class Mirror:
         self._grace = grace
         self._read_again = read_again
         self._resumed = resumed
-        self._prefix = prefix
+        self._kind = kind
         self._trackers: dict[Server, asyncio.Task[None]] = {}
         self._dismissed: set[asyncio.Task[None]] = set()  # trackers of masters no more, on their way out
         self._closed = False
@@ -96,7 +97,7 @@ class Mirror:
             listener,
             clock=self._clock,
             timeout=self._reach.patience,
-            prefix=self._prefix,
+            kind=self._kind,
         )
         return server.tracker
 
@@ -149,5 +150,5 @@ class Mirror:
             self._to_read.setdefault(session_id, cookie)
             return False
         except Exception:  # noqa: BLE001 -- one record that cannot be read must not keep the others from being read
-            _log.exception("session %s could not be read again", session_id)
+            _log.exception("%s %s could not be read again", self._kind.purpose, session_id)
         return True

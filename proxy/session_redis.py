@@ -78,7 +78,7 @@ class RedisStore(SessionStore):
             grace=bounds.outage_grace > 0,
             read_again=self._read_again,
             resumed=self._resumed,
-            prefix=self.kind.prefix,
+            kind=self.kind,
         )
 
     # -- finding
@@ -133,7 +133,7 @@ class RedisStore(SessionStore):
         try:
             session, proof = opened(self._ring, session_id, record, self.kind)
         except (Damaged, ValueError) as damage:
-            _log.warning("session %s cannot be read: %s", session_id, damage)
+            _log.warning("%s %s cannot be read: %s", self.kind.purpose, session_id, damage)
             return None
         if (holder is not None and not holder.proves(proof)) or not session.alive(self._clock(), self._idle):
             return None
@@ -302,7 +302,7 @@ class RedisStore(SessionStore):
     def _learn_of_end(self, session_id: str, record: Record, holder: Holder | None) -> None:
         if self._cache.end(session_id):
             why = (record.ended or b"it is not there any more").decode("utf-8", "replace")
-            _log.info("session %s has ended: %s", session_id, why)
+            _log.info("%s %s has ended: %s", self.kind.purpose, session_id, why)
             self._ended(session_id)
         if record.ended is not None and record.tokens is not None and holder is not None:
             self._chores.run(self._take_leftover(holder), "leftover tokens")
@@ -417,7 +417,7 @@ class RedisStore(SessionStore):
                 await self._mirror.start()
             await self.ping()
         except StoreUnavailable as error:
-            _log.warning("no session can be read yet: %s", error)
+            _log.warning("no %s can be read yet: %s", self.kind.purpose, error)
 
     @override
     async def settled(self) -> None:

@@ -20,9 +20,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from proxy.session_cache import LEASE_SECONDS, Line
-from proxy.session_codec import SESSIONS
+from proxy.session_codec import SESSIONS, Kind
 
-PREFIX: Final = SESSIONS.prefix
 _HEARTBEAT: Final = 1.0
 _RETRY_AFTER: Final = 0.05  # the first time; then twice as long each time, up to
 _RETRY_AFTER_MOST: Final = 1.0
@@ -58,7 +57,7 @@ class Tracker:
         *,
         clock: Callable[[], float],
         timeout: float,
-        prefix: str = PREFIX,
+        kind: Kind = SESSIONS,
     ) -> None:
         """`connect` makes a connection, unconnected, that speaks RESP3; `timeout` in seconds, for connecting and asking.
 
@@ -73,7 +72,7 @@ class Tracker:
         self._listener = listener
         self._clock = clock
         self._timeout = timeout
-        self._prefix = prefix
+        self._kind = kind
         self._answer: asyncio.Future[Any] | None = None
         self._failure: Exception | None = None
         self._silent = True  # nobody has been told yet that it does not work
@@ -118,7 +117,7 @@ class Tracker:
             await connection.disconnect(nowait=True)
 
     async def _ask_to_track(self, connection: AbstractConnection) -> None:
-        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._prefix)
+        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._kind.prefix)
         try:
             await connection.read_response()
         except ResponseError as error:
@@ -173,7 +172,8 @@ class Tracker:
             if keys is None:
                 self._listener.flushed()
             else:
-                self._listener.changed([key.decode("ascii", "replace").removeprefix(self._prefix) for key in keys])
+                prefix = self._kind.prefix
+                self._listener.changed([key.decode("ascii", "replace").removeprefix(prefix) for key in keys])
         except Exception as error:  # noqa: BLE001 -- redis-py would log it and go on, with a change that nobody heard of
             self._failure = error
         return _PUSH
@@ -183,9 +183,10 @@ class Tracker:
             return
         self._silent = False
         what = f"{type(error).__name__}: {error}" if isinstance(error, RedisError) else type(error).__name__
-        _log.warning("%s does not report changes of sessions, each request asks it until it does: %s", self.name, what)
+        complaint = "%s does not report changes of %ss, each request asks it until it does: %s"
+        _log.warning(complaint, self.name, self._kind.purpose, what)
 
     def _recovered(self) -> None:
         if not self._silent:
             self._silent = True
-            _log.info("%s reports changes of sessions", self.name)
+            _log.info("%s reports changes of %ss", self.name, self._kind.purpose)

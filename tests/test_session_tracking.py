@@ -14,8 +14,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from proxy.session_cache import Line
+from proxy.session_codec import SESSIONS
 from proxy.session_servers import Reach, Server, open_servers
-from proxy.session_tracking import PREFIX, Listener, Tracker
+from proxy.session_tracking import Listener, Tracker
 from tests.redis_server import RedisServer, redis_server
 from tests.redis_worlds import until
 
@@ -88,9 +89,9 @@ def test_changes_deaths_and_flushes_of_sessions_are_told_and_nothing_else(server
             await until(lambda: heard.news == ["up"])
             assert tracker.line.good(time.time())
             server.do("SET", "postern:u:somebody", "1")
-            server.do("HSET", PREFIX + "one", "s", "x")
+            server.do("HSET", SESSIONS.prefix + "one", "s", "x")
             await until(lambda: heard.news == ["up", "one"])
-            server.do("PEXPIRE", PREFIX + "one", 1)
+            server.do("PEXPIRE", SESSIONS.prefix + "one", 1)
             await until(lambda: heard.news[-1] == "one" and len(heard.news) >= 4)
             server.do("FLUSHALL")
             await until(lambda: heard.news[-1] == "flushed")
@@ -128,7 +129,7 @@ def test_a_change_that_was_not_heard_ends_the_connection(server: RedisServer) ->
         async with tracking(server.url) as (_, heard, _):
             await until(lambda: heard.news == ["up"])
             heard.breaks = True
-            server.do("HSET", PREFIX + "one", "s", "x")
+            server.do("HSET", SESSIONS.prefix + "one", "s", "x")
             await until(lambda: len(heard.lines) == 2)
             assert heard.news == ["up", "down", "up"]
 
