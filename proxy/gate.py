@@ -38,6 +38,7 @@ _OF_METHOD: Final = {
 }
 _KEPT: Final = 2 * len(_OF_METHOD)  # decisions kept in a session for each route that there is
 _NOWHERE: Final[Members] = {}
+_MISS: Final = Miss.MISS  # an enum's member costs more to look up than all else that is asked of a session here
 _ELSEWHERE: Final = Rejected("it was made for another application")
 _LOOP: Final = Verdict(Kind.LOOP, status=508, detail="the request has come back to the gateway that forwarded it")
 
@@ -112,7 +113,7 @@ class Gate:
             return match
         credential = self.presented(head, match.route) if AUTHORIZATION in head.values else None
         session = self._peek(head, host) if credential is None else self._peek_credential(credential, host)
-        if session is Miss.MISS:
+        if session is _MISS:
             return None
         verdict = self.decide(head, host, client, match, session)
         return None if self._guilds is not None and self._could_ask(verdict) else verdict
@@ -274,7 +275,7 @@ class Gate:
             values = head.made[site.cookie] = self._session_cookies(head.values.get(b"cookie"), site.cookie)
         for value in values:
             session = self._store.peek(value)
-            if session is not None and (session is Miss.MISS or session.application in site.admits):
+            if session is not None and (session is _MISS or session.application in site.admits):
                 return session
         return None
 

@@ -171,6 +171,7 @@ def _fields(session: Session) -> dict[str, Any]:
         "expires_at": iso(session.expires_at),
         "logto_session": session.sid,
         "address": session.address,
+        "application": session.application or None,
         "browser": session.browser,
     }
 

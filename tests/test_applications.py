@@ -201,6 +201,40 @@ def test_a_session_of_one_application_opens_nothing_of_anothers(mine: str, their
     conversation(work)
 
 
+@pytest.mark.parametrize("host", [MAIN, A, B])
+def test_whoever_is_led_somewhere_is_led_to_the_hosts_own_pages(host: str) -> None:
+    """Out of an app by its own sign-out, or to the sign-in by a proxy that asks: with and without a session."""
+
+    async def work(world: World, logto: LyingProvider) -> None:
+        own, browser = CALLBACKS[host] + "/.postern/", Browser(world)
+        asked = "X-Original-Method: GET", f"X-Original-URL: http://{host}/page?x=1"
+        status, head, _ = await browser.ask(MAIN, "/.postern/auth/nginx", *asked)
+        assert status == 401
+        assert location(head).startswith(f"{own}sign-in?return_to=http%3A%2F%2F{host}%2Fpage")
+        problem = (await browser.ask(host, "/page"))[2]
+        assert f'"sign_in": "{own}sign-in?return_to=http://{host}/"' in problem
+        assert location((await browser.ask(host, "/bye", *PAGE))[1]) == own + "sign-out"
+        await browser.sign_in(logto, host)
+        world.upstream.answering(b"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n")
+        assert location((await browser.ask(host, "/bye", *PAGE))[1]) == own + "sign-out"
+
+    conversation(work, TOML.replace('name = "any"', 'name = "any"\nlogout = ["/bye"]'))
+
+
+def test_tokens_that_are_no_applications_any_more_are_the_main_ones_to_ask_about() -> None:
+    """Logto refuses them then, and the session ends at its recheck."""
+
+    async def work(world: World, logto: LyingProvider) -> None:
+        logto.clients["gone"] = "secret-of-gone"
+        logto.owners["refresh"], logto.grants["refresh"] = "gone", "nonce"
+        tokens = Tokens(logto.id_token("nonce", "gone"), "opaque", time.time() + 3600, "refresh")
+        with pytest.raises(LogtoRefused, match="invalid_grant"):
+            await world.gateway.front.applications.refresh(tokens, Identity("s0062qn56eia"))
+        assert exchanged(logto) == [(CLIENT_ID, "refresh_token")]
+
+    conversation(work)
+
+
 @pytest.mark.parametrize("turn", [1, -1])
 def test_with_cookies_of_several_applications_the_hosts_own_counts(turn: int) -> None:
     """Of a domain that holds other applications' hosts, browsers send all of them; and plain http has but one name for them."""

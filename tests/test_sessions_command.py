@@ -105,6 +105,7 @@ def test_show(server: RedisServer, run: Run) -> None:
     assert shown["sub"] == "ada-sub"
     assert shown["roles"] == "ops, dev"
     assert shown["browser"] == FIREFOX
+    assert shown["application"] == "-"
     assert "email          -" in run("show", bob.id).output
 
 
