@@ -43,6 +43,7 @@ _SECRET_QUERY: Final = "select secret from applications where tenant_id = 'admin
 _PENDING: Final = {"logto.app_id": "LOGTO_APP_ID", "logto.app_secret": "LOGTO_APP_SECRET", "route": "POSTERN_UPSTREAM"}
 _FURTHER: Final = re.compile(r"logto\.application\[([0-9]+)\]\.(app_id|app_secret)")
 _PLACEHOLDER: Final = "pending"
+_LOGTOS_OWN: Final = "urn:logto:"  # API resources that every Logto has
 
 
 class NotSetUp(PosternError):
@@ -119,7 +120,7 @@ def wanted_for(settings: Settings, pending: Iterable[str], extras: Extras) -> Wa
         hook=(extras.gateway_url or settings.public_url) + settings.prefix + "/hooks/logto",
         home=settings.public_url + "/",
         scopes=settings.scopes,
-        resources=settings.logto.resources,
+        resources=tuple(it for it in settings.resources if not it.startswith(_LOGTOS_OWN)),
         roles=extras.roles,
         organization=extras.organization,
         discord=extras.discord,

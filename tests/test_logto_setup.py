@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import stat
 import tomllib
@@ -255,6 +256,21 @@ def test_an_application_made_by_hand_is_used_and_stays() -> None:
                 pass
         assert list(stand.state.console.applications) == [made["id"]]
         assert made["customData"] == {"theirs": 1}
+
+    run(conversation)
+
+
+def test_resources_that_header_templates_name_are_made_and_none_that_every_logto_has() -> None:
+    async def conversation(stand: Stand) -> None:
+        values = {"X-Api": "{access_token:https://reports.example.com}", "X-Org": "{organization_token:acme}"}
+        route = {
+            "POSTERN_ROUTE__0__NAME": "app",
+            "POSTERN_ROUTE__0__UPSTREAM": "http://127.0.0.1:9",
+            "POSTERN_ROUTE__0__HEADERS__SET": json.dumps(values),
+        }
+        await stand.run(environ=MORE | route)
+        made = [it["indicator"] for it in stand.held()["resources"]]
+        assert sorted(made) == ["https://api.example.com", "https://reports.example.com"]
 
     run(conversation)
 
