@@ -133,7 +133,7 @@ class AppPasswords:
             decisions={},
         )
         session = await self.store.issue(holder, session)
-        _audit.info("app password made", extra={"user": owner.identity.sub, "password": session.id, "route": route})
+        _audit.info("app password made", extra={"user": owner.identity.sub, "password_id": session.id, "route": route})
         return session, f"{APP_PASSWORD}{holder.id}{holder.secret.decode()}"
 
     async def revoke(self, owner: str, password_id: str) -> bool:
@@ -142,7 +142,7 @@ class AppPasswords:
         if session is None or session.identity.sub != owner:
             return False
         ended = await self.store.end(password_id, "revoked by its owner", leave_tokens=False)
-        _audit.info("app password revoked", extra={"user": owner, "password": password_id})
+        _audit.info("app password revoked", extra={"user": owner, "password_id": password_id})
         return ended
 
     # -- what becomes of their owners
