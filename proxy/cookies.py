@@ -10,6 +10,7 @@ Nothing raises, whatever the bytes. Values are handed out as they came, quotes a
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the relay reads cookies without carrying pydantic along
     from proxy.settings import Settings
 
 LEAVING: Final = b"postern_leaving"
+_BELONGS: Final = b"postern_belongs"
 
 
 def find(header: bytes, name: bytes) -> bytes | None:
@@ -109,8 +111,45 @@ def leaving(path: str, *, seconds: int = 60) -> str:
 
     For this host alone, and no secret: the worst that planting one does is a question whether to sign out.
     """
-    where = quote(path, safe="/%!$&'()*+,=:@~")
-    return f"{LEAVING.decode()}=1; Path={where}; Max-Age={seconds}; HttpOnly; SameSite=Lax"
+    return f"{LEAVING.decode()}=1; Path={_cookie_path(path)}; Max-Age={seconds}; HttpOnly; SameSite=Lax"
+
+
+def _cookie_path(path: str) -> str:
+    return quote(path, safe="/%!$&'()*+,=:@~")
+
+
+def strangers(header: bytes, names: frozenset[bytes], session_id: str) -> frozenset[bytes]:
+    """Those of `names`, cookies by which an app remembers who somebody is, that are not known to be of the session `session_id`.
+
+    An app that looks at its cookie first takes whoever signs in next with the same browser for who was there, and goes on with
+    people who have signed out. So each is remembered (`belonging`) with the session in which it was set; "" is nobody's.
+    """
+    return frozenset() if _mark(session_id) in find_all(header, _BELONGS) else names
+
+
+def without(header: bytes, names: frozenset[bytes]) -> bytes | None:
+    """`header` without the cookies of these very names; None: nothing is left of it. As careful as `strip`."""
+    kept = [part for part in header.split(b";") if part.partition(b"=")[0].strip() not in names]
+    rest = b";".join(kept).lstrip(b" \t")
+    return rest if rest.strip(b" \t;") else None
+
+
+def belonging(lines: list[bytes], names: frozenset[bytes], session_id: str, path: str) -> list[str]:
+    """The Set-Cookie values to add to an answer of the app at `path` whose own are `lines`; none unless it sets one of `names`.
+
+    The browser may still have others of `names`, of whoever was there before: these are taken from it.
+    """
+    fresh = {line.partition(b"=")[0].strip() for line in lines} & names
+    if not fresh:
+        return []
+    where, mark = _cookie_path(path), _mark(session_id).decode()
+    old = [f"{name.decode()}=; Path={it}; Max-Age=0" for name in sorted(names - fresh) for it in sorted({"/", where})]
+    return [*old, f"{_BELONGS.decode()}={mark}; Path={where}; HttpOnly; SameSite=Lax"]
+
+
+def _mark(session_id: str) -> bytes:
+    """What says which session it was to who knows that, and nothing to an app."""
+    return hashlib.sha256(b"postern belongs " + session_id.encode()).hexdigest()[:24].encode()
 
 
 @functools.lru_cache(maxsize=64)

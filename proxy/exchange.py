@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from proxy import cookies
 from proxy.bodies import chunk, last_chunk
-from proxy.cookies import leaving
 from proxy.errors import UpstreamFailed, UpstreamProblem
 from proxy.http1 import Fields, ResponseHead, connection_options
 from proxy.pool import Pool, by_load
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # RFC 9110 9.2.2: what may be sent twice without happening twice.
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+_COOKIES: Final = re.compile(rb"(?i)\r\n(cookie):[ \t]*([^\r\n]*)")
 _log: Final = logging.getLogger("postern")
 
 
@@ -176,8 +178,29 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         head = self._fields.addressed(self._block, connection.pool.authority)
+        if self._fields.login_cookies and (names := self._strangers()):
+            head = _COOKIES.sub(lambda line: _kept(line[1], line[2], names), head)
         connection.begin(self, self._head.method, head, complete=self._head.length == 0)
         self._client.upstream_begun()
+
+    @property
+    def _session_id(self) -> str:
+        verdict = self._request.verdict
+        return verdict.session.id if verdict is not None and verdict.session is not None else ""
+
+    def _strangers(self) -> frozenset[bytes]:
+        """The app's own cookies of somebody else's, or of an earlier session, that it must not get."""
+        return cookies.strangers(self._head.values.get(b"cookie", b""), self._fields.login_cookies, self._session_id)
+
+    def _remember(self, head: ResponseHead, names: frozenset[bytes]) -> None:
+        """Note whose the app's own cookies are that this answer sets."""
+        lines = [value for name, value in head.fields if name.lower() == b"set-cookie"]
+        self._add_cookies(cookies.belonging(lines, names, self._session_id, self._fields.path))
+
+    def _add_cookies(self, values: list[str]) -> None:
+        """Into the head that is about to go out, after the fields of the app's: no rewriting of paths is for these."""
+        lines = b"".join([b"Set-Cookie: %b\r\n" % value.encode() for value in values])
+        self._unsent = b"%b%b\r\n" % (self._unsent[:-2], lines)
 
     # -- from the upstream
 
@@ -208,8 +231,9 @@ class Exchange:
             request_id=self._request.id,
         )
         if verdict is not None and verdict.leaves_next and verdict.route is not None and head.status < 400:
-            # After the fields of the app's: no rewriting of paths is for this one.
-            self._unsent = b"%bSet-Cookie: %b\r\n\r\n" % (self._unsent[:-2], leaving(verdict.route.path).encode())
+            self._add_cookies([cookies.leaving(verdict.route.path)])
+        if self._fields.login_cookies and (names := self._strangers()):
+            self._remember(head, names)
         client.responding(head.status)
 
     def upstream_flush(self) -> None:
@@ -291,3 +315,9 @@ class Exchange:
 def _agreed(asked: bytes | None, given: bytes | None) -> bool:
     """Whether the protocols that an app switches to are among those it was asked for."""
     return bool(asked and given) and connection_options(given) <= connection_options(asked)
+
+
+def _kept(name: bytes, value: bytes, names: frozenset[bytes]) -> bytes:
+    """A Cookie field, with its line's beginning, less the cookies of these names; nothing when nothing is left."""
+    rest = cookies.without(value, names)
+    return b"\r\n%b: %b" % (name, rest) if rest is not None else b""

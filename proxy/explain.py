@@ -47,6 +47,7 @@ def preset_of(settings: Settings, route: Route) -> str | None:
         "sets": [name for name, template in preset.headers.items() if given.headers.set.get(name) == template],
         "takes off": [name for name in preset.remove if name in given.headers.remove],
         "leads on from": [path for path in given.logout if path.removeprefix(base) in preset.logout],
+        "bounds": [name for name in preset.login_cookies if name in given.login_cookies],
         "opens": [base + path for word in given.open for path in preset.open.get(word, ())],
         "could open": [word for word in preset.open if word not in given.open],
     }

@@ -192,6 +192,7 @@ class RouteHeaders:
         self._trusted_key = object()
         self._answer_key = object()
         self.block_seconds = signer.renew_after if signer is not None else math.inf  # how long an identity block holds
+        self.login_cookies, self.path = route.login_cookies, (route.around or route).path
         self.needs_tokens = any(template.needs_tokens for _, template in route.header_set)
         self.audiences = tuple(dict.fromkeys(it for _, template in route.header_set for it in template.audiences))
 

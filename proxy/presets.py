@@ -21,7 +21,7 @@ class Preset:
 
     `headers`: fields to set, as templates. `remove`: others that it would believe, too, and must never get. `logout`: where its
     own sign-out is, as pages of a browser's. `open`: what may be worth opening to everyone, by a word for it: the app must
-    guard that itself. `encoding`: how it reads what is not ASCII.
+    guard that itself. `encoding`: how it reads what is not ASCII. `login_cookies`: by which it knows people, header or no header.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -29,6 +29,7 @@ class Preset:
     logout: tuple[str, ...] = ()
     open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     encoding: Encoding | None = None
+    login_cookies: tuple[str, ...] = ()
 
 
 _GITEA: Final = Preset(
@@ -85,6 +86,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         headers={"Remote-User": "{login}"},
         logout=("/logout",),
         open={"health": ("/healthcheck",), "api": ("/v1", "/fever", "/reader/api", "/accounts/ClientLogin")},
+        login_cookies=("MinifluxSessionID", "MinifluxUserSessionID"),  # of newer ones and of older ones
     ),
     "node-red": Preset(headers={"X-Forwarded-User": "{login}"}),
     "open-webui": Preset(
@@ -92,7 +94,12 @@ PRESETS: Final[Mapping[str, Preset]] = {
         open={"health": ("/health",)},
         encoding="percent",
     ),
-    "paperless-ngx": Preset(headers={"Remote-User": "{login}"}, logout=("/accounts/logout",), open={"api": ("/api",)}),
+    "paperless-ngx": Preset(
+        headers={"Remote-User": "{login}"},
+        logout=("/accounts/logout",),
+        open={"api": ("/api",)},
+        login_cookies=("sessionid",),
+    ),
     "prowlarr": _ARR,
     "radarr": _ARR,
     "radicale": Preset(headers={"X-Remote-User": "{login}"}),
@@ -114,6 +121,8 @@ def filled_in(route: object) -> object:
     filled: dict[str, Any] = {"logout": [_below(route, path) for path in preset.logout]} if preset.logout else {}
     if preset.encoding is not None:
         filled["encoding"] = preset.encoding
+    if preset.login_cookies:
+        filled["login_cookies"] = preset.login_cookies
     headers = route.get("headers", {})
     if preset.headers and isinstance(headers, dict):
         filled["headers"] = {**headers, "set": _set(preset, headers), "remove": _removed(preset, headers)}

@@ -61,6 +61,7 @@ _AUDIENCE: Final = pattern(
 )
 _PRESET: Final = optional(choice(*PRESETS))
 _OPEN: Final = Notation(_read_open, "a path, or a word of the preset's such as health", {"type": "string"})
+_COOKIE: Final = pattern(HTTP_TOKEN, "a cookie's name", "a cookie's name such as sessionid")
 _METHOD: Final = pattern(HTTP_TOKEN, "a method", "a method such as GET")
 _EMAIL: Final = pattern(r"[^@\s]+@[^@\s]+", "an e-mail address", "an e-mail address")
 _ORGANIZATION: Final = optional(
@@ -267,6 +268,9 @@ class RouteSettings(Section):
     ] = written(None, "How values outside ASCII are written for this app. Default: `identity.encoding`.")
     logout: tuple[Annotated[str, PATH], ...] = written(
         (), "Paths of the app's own sign-out, as browsers see them: whoever goes there is led on to Postern's."
+    )
+    login_cookies: tuple[Annotated[str, _COOKIE], ...] = written(
+        (), "Cookies by which the app itself knows people again: it gets none that was not set in the session at hand."
     )
     open: tuple[Annotated[str, _OPEN], ...] = written(
         (), "What is open to everyone all the same: paths, or the preset's words for some, such as `health`."

@@ -44,8 +44,9 @@ class Route:
     paths on the way there. `body_bytes` bounds requests' bodies: 0 not at all, None as everywhere. `organization` is the one
     whose members alone it is for. `websocket_origins` are those of foreign pages that may open WebSockets with a session.
     `programs` is what it takes in a session's place, None where `Authorization` is the app's own. `encoding` is that of header
-    values, None as everywhere. `logout` are the paths of the app's own sign-out. `around` is the route in which this one is
-    opened to everyone: the app is told of nobody whom that does not let in, and in its words.
+    values, None as everywhere. `logout` are the paths of the app's own sign-out, `login_cookies` those by
+    which it knows people again. `around` is the route in which this one is opened to everyone: the app is told of nobody whom
+    that does not let in, and in its words.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Route:
     programs: Programs | None = None
     encoding: str | None = None
     logout: frozenset[str] = frozenset()
+    login_cookies: frozenset[bytes] = frozenset()
     around: Route | None = None
     websocket_origins: frozenset[bytes] = frozenset()
     response_set: tuple[tuple[bytes, bytes], ...] = ()
@@ -104,6 +106,7 @@ class Route:
             else None,
             encoding=route.encoding,
             logout=frozenset(form for path in route.logout for form in (path, path.rstrip("/") + "/")),
+            login_cookies=frozenset(name.encode() for name in route.login_cookies),
             websocket_origins=frozenset(origin.encode() for origin in route.websocket_origins),
             response_set=tuple(
                 (name.encode(), value.encode()) for name, value in {**answers, **route.response.set}.items()

@@ -184,3 +184,33 @@ def test_what_remembers_a_script_that_signed_somebody_out(path: str, written: st
     line = cookies.leaving(path)
     assert line == f"postern_leaving=1; Path={written}; Max-Age=60; HttpOnly; SameSite=Lax"
     assert "Max-Age=0;" in cookies.leaving(path, seconds=0)
+
+
+NAMES = frozenset((b"sid", b"old"))
+
+
+def test_an_apps_cookie_is_of_the_session_in_which_it_was_set() -> None:
+    *taken, mark = cookies.belonging([b"sid=1; Path=/", b"other=2"], NAMES, "session-1", "/app")
+    assert taken == ["old=; Path=/; Max-Age=0", "old=; Path=/app; Max-Age=0"]
+    sent = mark.partition(";")[0].encode() + b"; sid=1"
+    assert cookies.strangers(sent, NAMES, "session-1") == frozenset()
+    for header, session in ((sent, "session-2"), (sent, ""), (b"sid=1", "session-1"), (b"", "session-1")):
+        assert cookies.strangers(header, NAMES, session) == NAMES
+    assert "session-1" not in mark
+    assert cookies.belonging([b"other=2", b"Sid=1"], NAMES, "session-1", "/app") == []
+
+
+@pytest.mark.parametrize(
+    ("header", "left"),
+    [
+        (b"a=1; sid=2; b=3", b"a=1; b=3"),
+        (b"sid=2", None),
+        (b"sid=2; old=3;", None),
+        (b" sid =2;a=1", b"a=1"),
+        (b'a="; sid=2; b="', b'a="; b="'),
+        (b"sidx=1; xsid=2; SID=3", b"sidx=1; xsid=2; SID=3"),
+        (b"", None),
+    ],
+)
+def test_cookies_taken_out_by_name(header: bytes, left: bytes | None) -> None:
+    assert cookies.without(header, NAMES) == left

@@ -146,6 +146,11 @@ path = "/feeds"
 upstream = "http://127.0.0.1:5"
 preset = "freshrss"
 logout = []
+[[route]]
+name = "papers"
+path = "/papers"
+upstream = "http://127.0.0.1:6"
+preset = "paperless-ngx"
 """
 GRAFANA = (
     "grafana; sets X-WEBAUTH-NAME, X-WEBAUTH-EMAIL, X-WEBAUTH-GROUPS; leads on from /grafana/logout; "
@@ -159,6 +164,10 @@ GRAFANA = (
         ("/grafana/d", GRAFANA),
         ("/grafana/api/health", GRAFANA),
         ("/feeds/i/", "freshrss; sets Remote-User; takes off X-WebAuth-User; could open api"),
+        (
+            "/papers/x",
+            "paperless-ngx; sets Remote-User; leads on from /papers/accounts/logout; bounds sessionid; could open api",
+        ),
         ("/private", None),
     ],
 )

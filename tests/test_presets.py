@@ -47,6 +47,7 @@ def test_each_makes_a_route_that_can_be_read(name: str, preset: Preset) -> None:
     assert made.headers.remove == preset.remove
     assert made.logout == preset.logout
     assert made.encoding == preset.encoding
+    assert made.login_cookies == preset.login_cookies
     assert made.allow == "signed-in", "nothing is opened unasked"
 
 
