@@ -467,6 +467,7 @@ def test_nobody_waits_for_ever_and_closing_neither(make: Make, monkeypatch: pyte
             for worker in range(len(world.workers)):
                 with pytest.raises(LogtoUnavailable):
                     await world.given(worker=worker)
+            await until(lambda: world.logto.asked)
             assert world.logto.count() == 1
 
     run(conversation())
