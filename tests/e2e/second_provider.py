@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -28,8 +31,13 @@ class SecondProvider:
         return counts.get(path, 0)
 
 
-def start_second_provider(group: Processes, public_url: str, *, signing_alg: str = "ES384") -> SecondProvider:
-    """Start it for a gateway at `public_url`, signing ID tokens with `signing_alg` (ES384 or RS256)."""
+def start_second_provider(
+    group: Processes, public_url: str, *, signing_alg: str = "ES384", clients: Sequence[Mapping[str, Any]] = ({},)
+) -> SecondProvider:
+    """Start it for a gateway at `public_url`, signing ID tokens with `signing_alg` (ES384 or RS256).
+
+    `clients`: what each application has in the place of what the one usual one has.
+    """
     npm.install(HERE)
     port = free_port()
     endpoint = f"http://localhost:{port}"
@@ -40,6 +48,7 @@ def start_second_provider(group: Processes, public_url: str, *, signing_alg: str
         "REDIRECT_URIS": public_url + "/.postern/callback",
         "POST_LOGOUT_REDIRECT_URIS": public_url + "/.postern/signed-out",
         "SIGNING_ALG": signing_alg,
+        "CLIENTS": json.dumps(clients),
     }
     running = group.start(f"oidc-provider-{signing_alg}", [npm.program("node"), HERE / "server.mjs"], env=environment)
     running.ready(endpoint + "/oidc/.well-known/openid-configuration")

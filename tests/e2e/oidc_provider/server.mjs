@@ -3,7 +3,8 @@
 // refresh token, PKCE is mandatory. A gateway that leans on something only the stand-in Logto does fails here.
 //
 // Settings come from the environment: PORT, CLIENT_ID, CLIENT_SECRET, REDIRECT_URIS, POST_LOGOUT_REDIRECT_URIS (both
-// separated by spaces), SIGNING_ALG (ES384 or RS256), TOKEN_AUTH (client_secret_post or client_secret_basic).
+// separated by spaces), SIGNING_ALG (ES384 or RS256), TOKEN_AUTH (client_secret_post or client_secret_basic), and for tests of
+// several applications CLIENTS: a JSON list of what each has over the first.
 // GET /requests answers how often each endpoint was asked, so that a test can tell a refresh from a cached token.
 
 import { generateKeyPairSync, randomBytes } from 'node:crypto';
@@ -39,7 +40,7 @@ function signingKey() {
 }
 
 const provider = new Provider(`${origin}${MOUNT}`, {
-  clients: [{
+  clients: JSON.parse(process.env.CLIENTS ?? '[{}]').map((own) => ({
     client_id: process.env.CLIENT_ID,
     client_secret: process.env.CLIENT_SECRET,
     redirect_uris: words(process.env.REDIRECT_URIS),
@@ -48,7 +49,8 @@ const provider = new Provider(`${origin}${MOUNT}`, {
     response_types: ['code'],
     id_token_signed_response_alg: alg,
     token_endpoint_auth_method: process.env.TOKEN_AUTH ?? 'client_secret_post',
-  }],
+    ...own,
+  })),
   jwks: { keys: [signingKey()] },
   cookies: { keys: [randomBytes(32).toString('hex')] },
   enabledJWA: { idTokenSigningAlgValues: [alg] },
@@ -66,6 +68,7 @@ const provider = new Provider(`${origin}${MOUNT}`, {
   },
   features: {
     devInteractions: { enabled: false },
+    backchannelLogout: { enabled: true },
     revocation: { enabled: true },
     introspection: { enabled: true },
     rpInitiatedLogout: {
