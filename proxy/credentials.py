@@ -11,7 +11,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -90,6 +90,16 @@ class Credential:
     scheme: Scheme
     value: str = field(repr=False)
     programs: Programs
+
+
+def hidden(route: str, programs: Programs | None, *, anywhere: bool) -> Programs | None:
+    """What the app of a route that takes `programs` is not shown of credentials; None: it is shown all.
+
+    With app passwords `anywhere` it is shown none of those: programs send theirs to all of a host, wherever it is good for.
+    """
+    if not anywhere:
+        return programs
+    return Programs(route, app_passwords=True) if programs is None else replace(programs, app_passwords=True)
 
 
 def _password_of(given: bytes) -> str:

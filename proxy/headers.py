@@ -16,7 +16,7 @@ from typing import Final
 
 from proxy import assertion, cookies
 from proxy.claims import Identity, Tokens
-from proxy.credentials import AUTHORIZATION
+from proxy.credentials import AUTHORIZATION, hidden
 from proxy.destinations import FIELD, read_destination
 from proxy.encodings import encoded_words, percent_encoded
 from proxy.forwarding import PSEUDONYM, Origin
@@ -179,7 +179,7 @@ class RouteHeaders:
         self._down = _Actions(lambda name: _DROP if name.lower() in taken_off else _downwards(name))
         self._answer_fields = b"".join(b"%b: %b\r\n" % field for field in route.response_set)
         self._silent = b"cache-control" in route.response_remove  # what the app says of caching is not passed on
-        self._programs = route.programs
+        self._programs = hidden(route.name, route.programs, anywhere=any(it.app_passwords for it in settings.route))
         self._families = tuple(FAMILIES[family] for family in settings.identity.families)
         self._templates = tuple((name.encode(), template) for name, template in route.header_set)
         self._written = frozenset(name.lower() for name, _ in self._templates)

@@ -123,9 +123,14 @@ def test_only_where_it_was_made_for_and_only_by_the_rules_there() -> None:
             assert await status(site, "/dav", basic(bobs), f"Cookie: {cookie}") == 403, "it alone decides"
             assert site.lines()[-1]["user"] == "bob"
             # Where a route takes none, Authorization is the app's own, and lets nobody in.
-            assert await status(site, "/other", basic(dav), f"Cookie: {cookie}") == 200
-            assert basic(dav).encode() in site.upstream.heads[-1]
+            own = basic("the app's own", "ada")
+            assert await status(site, "/other", own, f"Cookie: {cookie}") == 200
+            assert own.encode() in site.upstream.heads[-1]
             assert await status(site, "/other", basic(dav)) == 401
+            # Yet no app gets to see what is good for another: programs send it to all of a host.
+            for field in (basic(dav), f"Authorization: Bearer {dav}"):
+                assert await status(site, "/other", field, f"Cookie: {cookie}") == 200
+                assert b"uthorization" not in site.upstream.heads[-1]
 
     run(conversation())
 

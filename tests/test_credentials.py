@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.credentials import APP_PASSWORD, AUTHORIZATION, Credential, Programs, Scheme
+from proxy.credentials import APP_PASSWORD, AUTHORIZATION, Credential, Programs, Scheme, hidden
 
 TOKENS = Programs("api", frozenset({"https://api.example.com"}))
 PASSWORDS = Programs("dav", app_passwords=True)
@@ -84,6 +84,32 @@ def test_no_field_breaks_it_and_what_is_read_is_plain(value: bytes) -> None:
 @given(st.text(alphabet="abcXYZ019-._~+/", min_size=1, max_size=50), st.sampled_from(["Bearer", "bearer", "bEaReR"]))
 def test_a_token_arrives_as_it_was_sent(token: str, word: str) -> None:
     assert presented(TOKENS, f"{word} {token}".encode()) == (Scheme.BEARER, token)
+
+
+PASSED_ON = Programs("seen", frozenset({"https://api.example.com"}), passed_on=True)
+
+
+@pytest.mark.parametrize(
+    ("programs", "anywhere", "value", "shown"),
+    [
+        (None, False, basic(f"u:{PASSWORD}"), True),
+        (None, True, basic(f"u:{PASSWORD}"), False),
+        (None, True, b"Bearer " + PASSWORD.encode(), False),
+        (None, True, basic("u:the app's own"), True),
+        (None, True, b"Bearer the.apps.own", True),
+        (None, True, b"Digest x", True),
+        (TOKENS, False, basic(f"u:{PASSWORD}"), True),
+        (TOKENS, True, basic(f"u:{PASSWORD}"), False),
+        (TOKENS, True, b"Bearer a.b.c", False),
+        (TOKENS, True, basic("u:the app's own"), True),
+        (PASSWORDS, True, b"Bearer the.apps.own", True),
+        (PASSED_ON, True, basic(f"u:{PASSWORD}"), True),
+    ],
+)
+def test_what_an_app_is_shown(programs: Programs | None, anywhere: bool, value: bytes, shown: bool) -> None:
+    taken_off = hidden("route", programs, anywhere=anywhere)
+    kept = taken_off is None or taken_off.passed_on or taken_off.presented({AUTHORIZATION: value}) is None
+    assert kept is shown
 
 
 def test_no_repr_shows_it() -> None:
