@@ -271,6 +271,17 @@ def _doubts(settings: Settings) -> Iterator[str]:
         yield "session.cookie.same_site is strict and Logto is on another site: browsers will not send the cookie after a sign-in"
     if settings.session.cookie.domain and all(route.host is None for route in settings.route):
         yield "session.cookie.domain is set but no route names a host: a sign-in leads back to the host of public_url alone"
+    for index, application in enumerate(settings.logto.application):
+        for host in application.hosts:
+            if not any(route.host is None or _meet(route.host, host) for route in settings.route):
+                yield f"logto.application[{index}].hosts names {host}, where no route answers"
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether some host is meant by both, each exact or a wildcard."""
+    return one == other or any(
+        wild.startswith("*.") and name.endswith(wild[1:]) for wild, name in ((one, other), (other, one))
+    )
 
 
 def _site(url: str) -> str:

@@ -451,8 +451,6 @@ def test_another_worker_that_reads_the_session_from_redis_holds_it_to_its_applic
 
 
 def test_an_application_that_is_taken_away_takes_its_sessions_along(tmp_path: Any) -> None:
-    """Also what is open for them: the host is another application's from then on."""
-
     async def work(world: World, logto: LyingProvider) -> None:
         browser = Browser(world)
         await browser.sign_in(logto, A)

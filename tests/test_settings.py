@@ -273,6 +273,12 @@ def test_the_public_url_is_taken_apart(tmp_path: Path, public_url: str, https: b
     assert settings.public_url == public_url.lower().removesuffix("/").removesuffix(":443")
 
 
+APPLICATION = """[[logto.application]]
+hosts = ["b.test", "*.b.test"]
+cookie_domain = "b.test"
+app_id = "b"
+app_secret = "b"
+"""
 WARNINGS: list[tuple[str, str]] = [
     (
         document(public_url="http://apps.example.com"),
@@ -293,12 +299,28 @@ WARNINGS: list[tuple[str, str]] = [
         document(more="[session.cookie]\ndomain = 'example.com'"),
         "session.cookie.domain is set but no route names a host",
     ),
+    (
+        document(more=APPLICATION, route_too='host = "apps.example.com"'),
+        "logto.application[0].hosts names b.test, where no route answers",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("text", "warning"), WARNINGS)
 def test_what_is_probably_not_meant_is_warned_of(tmp_path: Path, text: str, warning: str) -> None:
     assert any(line.startswith(warning) for line in loaded(tmp_path, text).warnings)
+
+
+@pytest.mark.parametrize("hosts", [["b.test", "x.y.b.test"], ["b.test", "*.x.b.test"], ["b.test", "*.b.test"], [""]])
+def test_an_application_whose_hosts_have_routes_is_not_warned_of(tmp_path: Path, hosts: list[str]) -> None:
+    routes = "".join(
+        f'[[route]]\nname = "r{number}"\nupstream = "http://app:8080"\nhost = "{host}"\n'
+        for number, host in enumerate(hosts)
+    )
+    settings = loaded(
+        tmp_path, document(more=APPLICATION, route_too='path = "/x"\nhost = "apps.example.com"\n' + routes)
+    )
+    assert not any("logto.application" in line for line in settings.warnings)
 
 
 def test_nothing_is_warned_of_on_this_machine(tmp_path: Path) -> None:
