@@ -57,7 +57,7 @@ class ClientConnection(Wire):
         self._request: Request | None = None
         self._body: LengthBody | ChunkedBody | None = None  # reads what is still to come of the request's body
         self._received = 0  # payload bytes of the request's body
-        self._stopping = relay.draining
+        self._stopping = False
         self.keep_alive = True
 
     # -- from asyncio and uvicorn
@@ -65,6 +65,8 @@ class ClientConnection(Wire):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio.Protocol)."""
         self._transport = transport  # type: ignore[assignment]  # asyncio types this narrower than it calls it
+        # Not before: between its making and this the worker may have been told to stop, and has not told who was not there yet.
+        self._stopping = self._relay.draining
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn names its own classes here
         peer = transport.get_extra_info("peername")
         self._peer = self._plan.forwarding.peer(peer[0] if isinstance(peer, tuple) else "")

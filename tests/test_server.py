@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 
 import pytest
@@ -280,3 +281,23 @@ def test_a_sign_in_whose_browser_has_left_is_finished() -> None:
             assert task.done()
 
     run(work())
+
+
+def test_a_connection_that_comes_about_while_the_worker_is_told_to_stop_is_told_so_too() -> None:
+    """Taken off the queue before, set up after: nobody who was told stood for it, and it would go on for ever."""
+
+    async def conversation() -> None:
+        async with relay_world() as world:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            made = world.server._protocol()
+            world.gateway.relay.drain()
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: made, theirs)
+            client = Client(*await asyncio.open_connection(sock=ours))
+            status, head, _ = await client.ask(GET)
+            assert (status, b"\r\nConnection: close\r\n" in head) == (200, True)
+            assert await client.ends() == "closed"
+            client.close()
+
+    run(conversation())
