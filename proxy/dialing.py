@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -136,11 +137,28 @@ async def _attempt(address: Address) -> socket.socket:
     try:
         connecting.setblocking(False)
         connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(connecting, place)
+        await _connect(connecting, place)
     except BaseException:
         connecting.close()
         raise
     return connecting
+
+
+async def _connect(connecting: socket.socket, place: tuple[Any, ...]) -> None:
+    """Connect to an address. The event loop's own `sock_connect` would look it up once more, in a thread, for each connection."""
+    with suppress(BlockingIOError, InterruptedError):  # EINPROGRESS, or a signal: it goes on (connect(2))
+        connecting.connect(place)
+        return
+    loop = asyncio.get_running_loop()
+    settled = asyncio.Event()
+    loop.add_writer(connecting, settled.set)
+    try:
+        await settled.wait()
+    finally:
+        loop.remove_writer(connecting)
+    error = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 async def _dial_unix(path: str) -> socket.socket:

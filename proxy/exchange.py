@@ -180,8 +180,11 @@ class Exchange:
         head = self._fields.addressed(self._block, connection.pool.authority)
         if self._fields.login_cookies and (names := self._strangers()):
             head = _COOKIES.sub(lambda line: _kept(line[1], line[2], names), head)
-        connection.begin(self, self._head.method, head, complete=self._head.length == 0)
+        complete = self._head.length == 0
+        connection.begin(self, self._head.method, head, complete=complete)
         self._client.upstream_begun()
+        if not complete:
+            connection.flush()
 
     @property
     def _session_id(self) -> str:

@@ -63,6 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._method = b""
         self._held = b""
+        self._unsent = b""  # a request's head, until its body begins
         self._body: Body | None = None
         self._reusable = False
         self._request_sent = False
@@ -154,7 +155,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- for the exchange
 
     def begin(self, sink: Sink, method: bytes, head: bytes, *, complete: bool) -> None:
-        """Send a request's head; `complete` when no body follows. The answer goes to `sink`."""
+        """Send a request's head; `complete` when no body follows, else it waits for `flush`. The answer goes to `sink`."""
         self._sink = sink
         self._method = method
         self._body = None
@@ -166,11 +167,20 @@ class UpstreamConnection(asyncio.Protocol):
         if not complete and not self._tls and self._transport is not None:
             with suppress(OSError):  # no descriptor left: then the last words may be lost
                 self._spare = os.dup(self._transport.get_extra_info("socket").fileno())
-        self.write(head)
+        if complete:
+            self.write(head)
+        else:
+            self._unsent = head
+
+    def flush(self) -> None:
+        """Send the head, unless it has gone out with the beginning of the body: in one packet, for one system call."""
+        self.write(b"")
 
     def write(self, data: bytes) -> None:
         """Send bytes of the request's body, or of the tunnel."""
-        if self._transport is not None:
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+        if data and self._transport is not None:
             self._transport.write(data)
 
     def end_request(self, data: bytes = b"") -> None:
@@ -204,6 +214,7 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection, whatever is under way; the sink hears nothing more."""
         self._sink = None
+        self._unsent = b""
         if self._transport is not None:
             self._transport.abort()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from proxy import dialing
 from proxy.dialing import Address, Dialer, first_of, interleaved
@@ -94,6 +95,21 @@ def test_an_address_needs_no_lookup(listener: socket.socket) -> None:
     peer, loop = resolving(dialled(Dialer(host, port)), OSError())
     assert peer == (host, port)
     assert loop.lookups == 0
+
+
+def test_nor_does_the_event_loop_that_serves_look_it_up(listener: socket.socket) -> None:
+    """uvloop's own `sock_connect` does, in a thread, for every connection."""
+
+    class Loop(uvloop.Loop):
+        async def getaddrinfo(self, *_args: Any, **_options: Any) -> list[Any]:
+            raise AssertionError("an address has been looked up")
+
+    async def both() -> None:
+        assert await dialled(Dialer(*listener.getsockname())) == listener.getsockname()
+        with pytest.raises(ConnectionRefusedError, match="refused"):
+            await Dialer(*nobody()[1][:2]).dial()
+
+    run(both(), within=PATIENCE, loop=Loop)
 
 
 def test_addresses_of_both_families_are_known_as_such() -> None:

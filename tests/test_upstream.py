@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -32,6 +33,19 @@ from tests.upstream_world import (
     silent,
     until,
 )
+
+
+class Watched:
+    """A transport that writes down what is written to it."""
+
+    def __init__(self, written: list[bytes]) -> None:
+        self._written = written
+
+    def write(self, data: bytes) -> None:
+        self._written.append(data)
+
+    def abort(self) -> None:
+        return
 
 
 def asked(script: Script, request: bytes = REQUEST) -> Recorder:
@@ -340,6 +354,34 @@ class TestWriting:
         run(upload())
         assert got == [b"abcdef"]
 
+    def test_a_head_goes_out_with_the_beginning_of_its_body(self) -> None:
+        async def upload(*steps: Callable[[UpstreamConnection], None]) -> list[bytes]:
+            async with peer(silent) as server:
+                pool = pool_of(server.url)
+                connection = await pool.connect()
+                written: list[bytes] = []
+                connection.begin(Recorder(), b"POST", b"head ", complete=False)
+                transport, watched = connection._transport, Watched(written)
+                connection._transport = cast("asyncio.Transport", watched)
+                for step in steps:
+                    step(connection)
+                connection._transport = transport
+                connection.abort()
+                pool.close()
+                return written
+
+        def body(connection: UpstreamConnection) -> None:
+            connection.write(b"body ")
+
+        def end(connection: UpstreamConnection) -> None:
+            connection.end_request(b"end")
+
+        assert run(upload()) == []
+        assert run(upload(body, UpstreamConnection.flush, end)) == [b"head body ", b"end"]
+        assert run(upload(end, UpstreamConnection.flush)) == [b"head end"]
+        assert run(upload(UpstreamConnection.flush, body, end)) == [b"head ", b"body ", b"end"]
+        assert run(upload(UpstreamConnection.abort, UpstreamConnection.flush)) == []
+
     @pytest.mark.parametrize("unsent", [True, False])
     def test_an_answer_before_the_end_of_the_request_spoils_the_connection(self, unsent: bool) -> None:
         async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -357,6 +399,7 @@ class TestWriting:
                 connection.begin(recorder, b"POST", head, complete=False)
                 if unsent:
                     connection.end_request(b"x" * 100_000_000)  # more than the socket takes: it lies here still
+                connection.flush()
                 await recorder.wait()
                 assert recorder.error is None
                 assert pool.take() is None
