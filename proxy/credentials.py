@@ -51,15 +51,23 @@ class Programs:
     def presented(self, values: Mapping[bytes, bytes]) -> Credential | None:
         """The credential in `values`, header fields by lower-case name; None when there is none, or only one of the app's own.
 
-        Several Authorization fields come joined by a comma, which stands in none that is ours: that is one nobody can read.
+        Several Authorization fields come joined by a comma, which stands in none that is ours. Where one of them is ours, all
+        are one that nobody can read: neither may it be shown to the app as something else, nor the cookie count beside it.
         """
-        match = _SCHEME.fullmatch(values.get(AUTHORIZATION, b""))
+        given = values.get(AUTHORIZATION, b"")
+        if b"," not in given:
+            return self._read(given)
+        found = next((one for part in given.split(b",") if (one := self._read(part.strip())) is not None), None)
+        return Credential(found.scheme, "", self) if found is not None else None
+
+    def _read(self, field_value: bytes) -> Credential | None:
+        match = _SCHEME.fullmatch(field_value)
         if match is None:
             return None
         scheme, given = match[1].lower(), match[2] or b""
         if scheme == b"bearer":
             value = given.decode("ascii") if len(given) <= _TOKEN_BYTES and _TOKEN68.fullmatch(given) else ""
-            if self.app_passwords and value.startswith(APP_PASSWORD):
+            if self.app_passwords and given.startswith(APP_PASSWORD.encode()):
                 return Credential(Scheme.PASSWORD, value, self)
             return Credential(Scheme.BEARER, value, self) if self.audiences else None
         if scheme == b"basic" and self.app_passwords:
